@@ -1,0 +1,34 @@
+"""Augmentations, on the device and on whole batches; every sample's randomness is keyed by (seed, epoch, index)."""
+
+import numpy as np
+from torch import Tensor
+
+from runner import keyed
+from runner.batch import Batch
+
+
+class Draw:
+    """The random numbers of one batch."""
+
+    def __init__(self, seed: int, epoch: int, step: int, index: Tensor):
+        self.seed, self.epoch, self.step, self.index = seed, epoch, step, index
+
+    def uniform(self, purpose: str, count: int = 1) -> Tensor:
+        """(B, count) floats in [0, 1), the same for a sample whatever batch or device it is in."""
+        return keyed.uniform(self.seed, purpose, self.epoch, self.index, count)
+
+    def generator(self, purpose: str) -> np.random.Generator:
+        """For what belongs to the batch and not to a sample: keyed by the step within the epoch."""
+        return keyed.generator(self.seed, purpose, self.epoch, self.step)
+
+
+class Augment:
+    """Base of every augmentation; either method may be left out."""
+
+    def pixels(self, x: Tensor, draw: Draw) -> Tensor:
+        """Raw inputs (B, C, H, W), uint8 or float, before normalisation: geometry."""
+        return x
+
+    def batch(self, batch: Batch, draw: Draw) -> Batch:
+        """After normalisation: masking and mixing. May return soft targets."""
+        return batch

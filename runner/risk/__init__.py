@@ -1,0 +1,12 @@
+"""Risks: how per-sample losses become the one number to minimise."""
+
+from torch import Tensor, nn
+
+from runner.batch import Batch
+
+
+class Risk(nn.Module):
+    """Base of every risk: (B,) losses -> a scalar. `batch.weight`, where set, multiplies the losses."""
+
+    def forward(self, losses: Tensor, batch: Batch) -> Tensor:
+        raise NotImplementedError

@@ -1,0 +1,31 @@
+"""Sharpness methods: which gradient to step with, made from one or more passes around w."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from runner.batch import Pass
+from runner.weights import Weights
+
+
+class Closure(Protocol):
+    """Zero grad, every micro-batch forward and backward, unscale, reduce over devices: fills `Weights.grad`."""
+
+    def __call__(self, mask: Tensor | None = None, create_graph: bool = False) -> Pass: ...
+
+
+class Sharpness:
+    """Base of every sharpness method. In: weights at w. Out: weights at w bit for bit, `weights.grad` the gradient to
+    step with; returns the pass measured at w.
+
+    Attributes
+    ----------
+    m : int or None
+        Samples that share one perturbation (m-sharpness, Foret et al. 2021, section 4.1). None: the whole batch over
+        all devices. The engine calls the method once for every m samples of a device and averages the gradients.
+    """
+
+    m: int | None = None
+
+    def __call__(self, closure: Closure, weights: Weights) -> Pass:
+        raise NotImplementedError

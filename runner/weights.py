@@ -1,6 +1,6 @@
 """The trainable parameters as one vector."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -67,6 +67,16 @@ class Weights:
         """(name, tensor in the parameter's shape) for every parameter, as views of a (P,) vector."""
         for name, parameter, where in zip(self.names, self.parameters, self.slices, strict=True):
             yield name, self._view(vector, parameter, where)
+
+    def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
+        """One (P,) vector out of tensors in the parameters' shapes, differentiably."""
+        parts, end = [], 0
+        for tensor, parameter, where in zip(tensors, self.parameters, self.slices, strict=True):
+            stride = parameter.stride()
+            memory_order = sorted(range(parameter.dim()), key=lambda axis: (-stride[axis], axis))
+            parts += [tensor.new_zeros(where.start - end), tensor.permute(memory_order).reshape(-1)]
+            end = where.stop
+        return torch.cat([*parts, self.data.new_zeros(len(self.data) - end)])
 
     def zero_grad(self) -> None:
         self.grad.zero_()

@@ -1,6 +1,6 @@
 """Hooks: what is added around the step. Every method is optional; the engine calls only those that are defined."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 from torch import Tensor
 
@@ -33,3 +33,53 @@ class Hook:
 
     def load_state_dict(self, state: dict) -> None:
         pass
+
+
+class Hooks:
+    """The hooks of a run in their order; a method that a hook does not define costs nothing."""
+
+    def __init__(self, hooks: dict[str, Hook]):
+        self.named = hooks
+
+        def having(method: str) -> list:
+            own = [hook for hook in hooks.values() if getattr(type(hook), method) is not getattr(Hook, method)]
+            return [getattr(hook, method) for hook in own]
+
+        self.starts = having("start")
+        self.batches, self.losses, self.gradients = having("batch"), having("loss"), having("gradient")
+        self.steps, self.evaluations = having("step"), having("weights")
+
+    def start(self, run) -> None:
+        for start in self.starts:
+            start(run)
+
+    def batch(self, run, batch: Batch) -> Batch:
+        for change in self.batches:
+            batch = change(run, batch)
+        return batch
+
+    def loss(self, run, out: Output, batch: Batch, loss: Tensor) -> Tensor:
+        for penalty in self.losses:
+            loss = loss + penalty(run, out, batch)
+        return loss
+
+    def gradient(self, run) -> None:
+        for change in self.gradients:
+            change(run)
+
+    def step(self, run) -> None:
+        for follow in self.steps:
+            follow(run)
+
+    def weights(self, run) -> ExitStack:
+        stack = ExitStack()
+        for swap in self.evaluations:
+            stack.enter_context(swap(run))
+        return stack
+
+    def state_dict(self) -> dict:
+        return {name: hook.state_dict() for name, hook in self.named.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, hook in self.named.items():
+            hook.load_state_dict(state[name])

@@ -1,0 +1,229 @@
+"""`python -m runner group=option key=value ...`: compose, check, launch."""
+
+import errno
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from runner.listing import GROUPS, conf_dir, listing, options
+
+USAGE = """\
+usage: python -m runner [group=option ...] [key=value ...] [-m]
+
+  python -m runner                                       a small network learns handwritten digits
+  python -m runner loss=poly optim=sam dataset=mnist model=lenet seed=1
+  python -m runner -m loss=ce,poly seed=0,1,2            a sweep, with a table at the end
+
+The same command continues an interrupted run and skips a finished one.
+
+Groups (python -m runner --list GROUP shows each option with its paper):
+{groups}
+
+Keys: name, seed, device, data_dir, cache_dir, outputs_dir, train.* and each option's own, e.g. optim.lr=0.05
+  train.{train}
+
+Flags:
+  -m, --multirun         run every combination of comma-separated values
+  --list [GROUP] [TEXT]  the options and their papers
+  --config-dir DIR       a folder of your own options, laid out as conf/ is
+  --cfg job              print the composed config and do nothing
+  --version, --help, --hydra-help
+"""
+FLAGS = (
+    "--help --hydra-help --version --list --cfg --resolve --package --run --multirun --config-dir --config-path "
+    "--config-name --info --shell-completion --experimental-rerun -h -m -c -p -r -cp -cn -cd -sc -i"
+).split()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 130/143 stopped."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    argv = [_alias(word) for word in argv]
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the user's own methods, also through the console script
+    folders = _folders(argv)
+    if "--list" in argv:
+        words = [word for word in argv[argv.index("--list") + 1 :] if not word.startswith("-")]
+        print(listing(folders, *words[:2]))
+        return 0
+    if "--help" in argv or "-h" in argv:
+        print(_usage(folders))
+        return 0
+    if "--version" in argv:
+        from runner import __version__
+
+        print(__version__)
+        return 0
+    for word in argv:
+        if word.startswith("-") and "=" not in word and word not in FLAGS:
+            from runner.build import suggest
+
+            return _mistake(f"no flag '{word}'.{suggest(word, FLAGS)} See --help")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from runner import distributed
+
+        distributed.start()
+        try:
+            return _follow() if distributed.rank else _lead(argv, folders)
+        finally:
+            distributed.stop()
+    return _compose(argv, folders)
+
+
+def _alias(word: str) -> str:
+    """`optimizer=` is another spelling of `optim=`."""
+    for prefix in ("", "+", "++", "~"):
+        for end in ("=", "."):
+            if word.startswith(f"{prefix}optimizer{end}"):
+                return word.replace("optimizer", "optim", 1)
+    return word
+
+
+def _folders(argv: list[str]) -> list[Path]:
+    """The user's --config-dir, where given, then the packaged one."""
+    found = []
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            found.append(Path(value if equals else argv[i + 1] if i + 1 < len(argv) else "."))
+    return [*found, conf_dir()]
+
+
+def _usage(folders: list[Path]) -> str:
+    rows = []
+    for group in GROUPS:
+        names = list(options(group, folders))
+        shown = " ".join(names[:8]) + (f" ... ({len(names)})" if len(names) > 8 else "")
+        rows.append(f"  {group:<13} {shown}")
+    from runner.config import Train
+
+    return USAGE.format(groups="\n".join(rows), train=", ".join(Train.__dataclass_fields__))
+
+
+def _mistake(message: str) -> int:
+    print(f"runner: {message}", file=sys.stderr)
+    return 2
+
+
+def _compose(argv: list[str], folders: list[Path]) -> int:
+    """Hydra composes the config and calls `_job` once for a run, or once for every cell of a sweep."""
+    full = os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own report
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from runner.build import ConfigError
+    from runner.errors import explain
+
+    takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+    words = [word for word, last in zip(argv, ["", *argv], strict=False) if word[0] != "-" and last not in takes_value]
+    before = sys.argv
+    sys.argv = ["runner", *argv]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except KeyboardInterrupt:
+        return 130
+    except ConfigError as error:
+        return _mistake(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        if full != "1":
+            raise
+        return _mistake(explain(error, words, folders))
+    finally:
+        sys.argv = before
+    return 0
+
+
+def resolved(cfg, choices: dict) -> dict:
+    """A composed config as plain dicts, with the names of the chosen options."""
+    from omegaconf import OmegaConf
+
+    from runner.config import LISTS, SINGLES
+
+    config = OmegaConf.to_container(cfg, resolve=True)
+    for group in LISTS:
+        config[group] = config[group] or {}
+    config["choices"] = {group: choices.get(group) for group in SINGLES} | {g: list(config[g]) for g in LISTS}
+    return config
+
+
+def _job(cfg) -> None:
+    """One run, in the process that composed it. Ends the process's status with SystemExit where it is not 0."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from runner.config import check_all
+
+    hydra_config = HydraConfig.get()
+    config = resolved(cfg, OmegaConf.to_container(hydra_config.runtime.choices))
+    check_all(config)
+    overrides = OmegaConf.to_container(hydra_config.overrides.task)
+    status = launch(config, overrides)
+    one_process = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if status and (hydra_config.mode.name == "RUN" or status > 128 or not one_process):
+        raise SystemExit(status)  # in a sweep the next cell goes on; the sweep's end says which failed
+
+
+def launch(config: dict, overrides: list[str]) -> int:
+    """Run a checked config here, and with torchrun in the other processes too; returns the exit status."""
+    from runner import distributed
+
+    distributed.from_first((config, overrides))
+    return _run(config, overrides)
+
+
+def _run(config: dict, overrides: list[str]) -> int:
+    from runner.build import ConfigError
+    from runner.diagnose import NonFinite
+    from runner.record import Stopped
+    from runner.run import run
+
+    try:
+        run(config, overrides)
+    except ConfigError as error:
+        return _mistake(str(error))
+    except Stopped as stop:
+        print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr)
+        return 143 if "TERM" in str(stop) else 130
+    except NonFinite as error:
+        print(f"runner: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped at once; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            traceback.print_exc()
+        print(f"runner: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _lead(argv: list[str], folders: list[Path]) -> int:
+    """The first of several processes: it alone composes, and tells the others when there is no more to run."""
+    from runner import distributed
+
+    status = _compose(argv, folders)
+    if status != 1:  # after a crash the others are waiting for something else: torchrun ends them
+        distributed.from_first(None)
+    return status
+
+
+def _follow() -> int:
+    """Any other process: run what the first one sends."""
+    from runner import distributed
+
+    status = 0
+    while (job := distributed.from_first(None)) is not None:
+        status = _run(*job) or status
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

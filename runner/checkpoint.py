@@ -1,0 +1,57 @@
+"""The whole state of a run in one file, saved atomically and restored exactly."""
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+def random_states() -> dict:
+    """The global generators of torch (all devices), numpy and Python: what dropout and third-party code draw from."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, keys.tolist(), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_states(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save(state: dict, path: Path) -> None:
+    """Write beside the old file, flush to disk, then rename over it: a crash or a full disk leaves the old one whole.
+
+    Raises OSError with one clear line where the disk is full or the folder is not writable.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = f"; the one before it is intact: {path}" if path.exists() else ""
+        number = getattr(error, "errno", None) or errno.ENOSPC
+        raise OSError(number, f"cannot save {path}: {getattr(error, 'strerror', None) or error}{kept}") from error
+
+
+def load(path: Path) -> dict:
+    """Tensors and plain containers only (`weights_only=True`): a checkpoint from anywhere is safe to open."""
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,97 @@
+"""What the engine itself reads. The signature of each class is the schema of its node, checked by `runner.build`."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from runner.build import ConfigError, check
+from runner.listing import GROUPS
+from runner.schema import Count, Natural, Positive
+
+LISTS = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
+SINGLES = tuple(group for group in GROUPS if group not in LISTS)  # groups of which one option is chosen
+# What does not change the numbers that a run computes is not part of its identity
+APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices"}
+APART_TRAIN = {"workers", "eval_batch_size", "save_minutes"}
+
+
+@dataclass
+class Train:
+    """The node `train`.
+
+    epochs : passes over the training set. steps : updates, instead of epochs, where not null.
+    batch_size : samples per update over all devices. accumulate : micro-batches that a device's share is split into.
+    drop_last : leave out an epoch's last, smaller batch. precision : `auto` is bf16 on a GPU that has it, else fp32.
+    deterministic : the same run twice gives the same bits on one device (slower on a GPU).
+    workers : loader processes for streamed data sets. eval_batch_size : samples per evaluation batch and device.
+    eval_every : epochs between evaluations; the last epoch is always evaluated.
+    save_minutes : minutes between saves within an epoch; the end of every epoch saves too.
+    """
+
+    epochs: Count = 20
+    steps: Count | None = None
+    batch_size: Count = 64
+    accumulate: Count = 1
+    drop_last: bool = False
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
+    workers: Natural = 4
+    eval_batch_size: Count = 1000
+    eval_every: Count = 1
+    save_minutes: Positive = 10.0
+
+
+@dataclass
+class Root:
+    """What stands at the top level beside the groups and `train`."""
+
+    name: str
+    seed: Natural
+    device: str
+    data_dir: str | None
+    cache_dir: str
+    outputs_dir: str
+
+
+def check_all(config: dict) -> None:
+    """Every node of a composed config, before data, device or disk are touched. Raises ConfigError."""
+    root = {key: value for key, value in config.items() if key not in (*GROUPS, "train", "choices")}
+    for key, value in root.items():
+        if isinstance(value, dict):
+            raise ConfigError(f"no group '{key}'. The groups are: {', '.join(GROUPS)}")
+    known = Root.__dataclass_fields__
+    for key in root:
+        if key not in known:
+            raise ConfigError(f"no key '{key}'. At the top level there are: {', '.join(known)}, train and the groups")
+    try:
+        check(root, "", Root)
+    except ConfigError as error:
+        raise ConfigError(str(error).lstrip(".").replace("no key '.", "no key '")) from None
+    check(config["train"], "train", Train)
+    if "/" in config["name"] or config["name"].startswith("."):
+        raise ConfigError(f"name={config['name']}: it is one folder under {config['outputs_dir']}/, without '/'")
+    for group in SINGLES:
+        node = config.get(group)
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ConfigError(f"{group}={node}: an option needs a '_target_', the class to build")
+        check(node, group)
+    for group in LISTS:
+        for option, node in (config[group] or {}).items():
+            if not isinstance(node, dict) or "_target_" not in node:
+                raise ConfigError(f"no option '{group}.{option}' with a '_target_'; choose with {group}=[a,b]")
+            check(node, f"{group}.{option}")
+
+
+def identity(config: dict) -> str:
+    """Ten hexadecimal digits of what a run computes: its config less what does not change the result."""
+    core = {key: value for key, value in config.items() if key not in APART}
+    core["train"] = {key: value for key, value in config["train"].items() if key not in APART_TRAIN}
+    return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def folder(config: dict) -> Path:
+    return Path(config["outputs_dir"]).expanduser().absolute() / config["name"] / identity(config)

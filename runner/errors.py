@@ -1,0 +1,110 @@
+"""Turn what Hydra and OmegaConf say about a mistyped command into one clear line."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from runner.build import suggest
+from runner.config import GROUPS, Root
+from runner.listing import options
+
+
+def explain(error: Exception, overrides: list[str], folders: list[Path]) -> str:
+    """One line about the first override that names nothing, else the first telling line of the error itself."""
+    for override in overrides:
+        if message := _about(override, overrides, folders):
+            return message
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _about(override: str, overrides: list[str], folders: list[Path]) -> str | None:
+    key, equals, value = override.lstrip("+~").partition("=")
+    key = key.partition("@")[0]
+    if not equals:
+        return None if override.startswith("~") else f"'{override}' is not an override: write key=value"
+    if key in GROUPS:
+        known = options(key, folders)
+        for name in filter(None, re.split(r"[,\[\]\s'\"]+", value)):
+            if name not in known and not name.startswith(("glob(", "choice(")):
+                shown = ", ".join(known) if len(known) <= 12 else f"see --list {key}"
+                return f"no {key} named '{name}'.{suggest(name, known)} There are: {shown}"
+        return None
+    if key.startswith("hydra") or key == "experiment":
+        return None
+    group, _, rest = key.partition(".")
+    if group in GROUPS:
+        return _inside(group, rest, key, overrides, folders)
+    root = yaml.safe_load((folders[-1] / "config.yaml").read_text(encoding="utf-8"))
+    top = [*Root.__dataclass_fields__, "train", *GROUPS]
+    if group not in top:
+        return f"no key or group '{group}'.{suggest(group, top)} There are: {', '.join(top)}"
+    if group == "train":
+        known = [f"train.{name}" for name in root["train"]]
+        if key not in known:
+            return f"no key '{key}'.{suggest(key, known)} It has: {', '.join(name[6:] for name in known)}"
+    elif rest:
+        return f"no key '{key}': '{group}' is a plain value, {group}=..."
+    return None
+
+
+def _inside(group: str, rest: str, key: str, overrides: list[str], folders: list[Path]) -> str | None:
+    """Why `group.rest` is not a key of the option that this run selects, or None where it may be one."""
+    every = {option: keys(path) for option, path in options(group, folders).items()}
+    chosen = _chosen(group, overrides, folders)
+    if group in ("augment", "hook", "logger"):
+        option, _, argument = rest.partition(".")
+        if option not in every:
+            return f"no {group} named '{option}'.{suggest(option, every)} There are: {', '.join(every)}"
+        if option not in chosen:
+            return f"'{key}' belongs to {group}={option}, which this run does not select"
+        if argument.partition(".")[0] not in every[option]:
+            return f"no key '{key}'.{suggest(argument, every[option])} It has: {', '.join(every[option])}"
+        return None
+    own = every.get(chosen[0], []) if chosen else []
+    if rest.partition(".")[0] in own:
+        return None
+    others = [option for option, known in every.items() if rest in known]
+    close = suggest(key, [f"{group}.{name}" for name in own])
+    if others and not close:
+        shown = f"{group}={others[0]}" + (f" (also {', '.join(others[1:])})" if others[1:] else "")
+        return f"'{key}' belongs to {shown}, which this run does not select; it has {group}={chosen[0]}"
+    return f"no key '{key}'.{close} {group}={chosen[0]} has: {', '.join(own) or 'no keys'}"
+
+
+def _chosen(group: str, overrides: list[str], folders: list[Path]) -> list[str]:
+    """The options of a group that the command line, an option file on it, or config.yaml selects."""
+    for override in reversed(overrides):
+        name, equals, value = override.lstrip("+~").partition("=")
+        if name == group and equals:
+            return [word for word in re.split(r"[,\[\]\s]+", value) if word]
+    for other in GROUPS:
+        if other != group:
+            for option in _chosen(other, overrides, folders) if any(o.startswith(f"{other}=") for o in overrides) else []:
+                path = options(other, folders).get(option)
+                for entry in defaults(path) if path else []:
+                    for name, value in entry.items() if isinstance(entry, dict) else []:
+                        if name.startswith(f"override /{group}@"):
+                            return [value]
+    for entry in defaults(folders[-1] / "config.yaml"):
+        if isinstance(entry, dict) and group in entry:
+            return [entry[group]]
+    return []
+
+
+def defaults(path: Path) -> list:
+    """The entries of a YAML file's defaults list."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return content.get("defaults", [])
+
+
+def keys(path: Path) -> list[str]:
+    """The keys of an option, those of the options in its own group that it starts from included."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    found: list[str] = []
+    for entry in content.get("defaults", []):
+        if isinstance(entry, str) and entry != "_self_" and (path.parent / f"{entry}.yaml").exists():
+            found += keys(path.parent / f"{entry}.yaml")
+    found += [name for name in content if name not in ("defaults", "_target_")]
+    return list(dict.fromkeys(found))

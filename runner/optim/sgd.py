@@ -1,0 +1,63 @@
+"""Stochastic gradient descent with momentum."""
+
+import torch
+
+from runner.schema import NonNegative, OpenFraction
+
+
+class SGD(torch.optim.Optimizer):
+    """SGD with (Nesterov) momentum and L2 decay, in the form of torch.optim.SGD.
+
+        g = grad + weight_decay * w
+        v = g at the first step, then momentum * v + (1 - dampening) * g
+        w = w - lr * (g + momentum * v  if nesterov  else  v)
+
+    The learning rate multiplies the whole velocity (Sutskever et al., ICML 2013, write it inside the velocity: a change
+    of lr then acts with a delay). Defaults: no momentum, no decay.
+
+    Raises
+    ------
+    ValueError
+        nesterov without momentum, or with dampening.
+    """
+
+    elementwise = True
+
+    def __init__(
+        self,
+        params,
+        lr: NonNegative,
+        momentum: OpenFraction = 0.0,
+        weight_decay: NonNegative = 0.0,
+        dampening: OpenFraction = 0.0,
+        nesterov: bool = False,
+    ):
+        if nesterov and (momentum == 0 or dampening != 0):
+            raise ValueError("nesterov needs momentum above 0 and dampening 0")
+        defaults = dict(
+            lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=dampening, nesterov=nesterov
+        )
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                g = w.grad.add(w, alpha=decay) if decay else w.grad
+                if momentum:
+                    state = self.state[w]
+                    if "velocity" not in state:
+                        state["velocity"] = g.clone()
+                    else:
+                        state["velocity"].mul_(momentum).add_(g, alpha=1 - group["dampening"])
+                    v = state["velocity"]
+                    g = g.add(v, alpha=momentum) if group["nesterov"] else v
+                w.add_(g, alpha=-lr)
+        return loss

@@ -1,0 +1,16 @@
+"""No surgery."""
+
+from torch import nn
+
+from runner.batch import Batch
+from runner.quantization import Transform
+
+
+class Identity(Transform):
+    """The model as it is."""
+
+    def prepare(self, model: nn.Module, example: Batch) -> nn.Module:
+        return model
+
+    def convert(self, model: nn.Module, calibration: Batch) -> nn.Module:
+        return model

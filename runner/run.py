@@ -1,0 +1,318 @@
+"""One run: from a checked config to result.json."""
+
+import os
+import random
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runner import checkpoint, distributed
+from runner.batch import Batch
+from runner.build import ConfigError, build, locate
+from runner.config import LISTS, SINGLES, Train, folder, identity
+from runner.errors import defaults
+from runner.dataset.loader import Loader
+from runner.hook import Hooks
+from runner.listing import conf_dir
+from runner.precision import Precision
+from runner.record import Record, finished
+from runner.trainer import Trainer
+from runner.weights import Weights
+
+
+def run(config: dict, overrides: list[str], say=print) -> dict:
+    """Train what `config` (plain dicts, checked by `runner.config.check_all`) describes, in its own folder.
+
+    A finished run is returned as it is, an interrupted one goes on. Returns what result.json holds.
+
+    Raises
+    ------
+    ConfigError
+        What can only be found out with the data and the device at hand; nothing has been written then.
+    Stopped
+        After SIGINT or SIGTERM, with the state saved.
+    """
+    tell = say if distributed.rank == 0 else lambda *_: None
+    place = folder(config)
+    result = distributed.from_first(finished(place))
+    if result is not None:
+        tell(f"already done, nothing to do: {place}\n{summary(result)}")
+        return result
+    train = Train(**config["train"])
+    device = distributed.device(config["device"])
+    prepare(config["seed"], train, device)
+    loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
+    record = Record(place, loggers) if distributed.rank == 0 else Elsewhere(place)
+    trainer, transform, example = assemble(config, train, device, record)
+    bar = _Bar(trainer.steps)
+    trainer.tell = bar.tell if distributed.rank == 0 else tell
+    with _locked(record), _signals(trainer):
+        path = place / "last.pt"
+        resumed = None
+        if distributed.from_first(path.exists()):
+            state = checkpoint.load(path)
+            trainer.load_state_dict(state)
+            resumed = state["lines"]
+        record.start(config, overrides, resumed)
+        tell(_heading(config, overrides, trainer, place))
+        with bar.shown(trainer):
+            build(config["federated"], "federated").run(trainer)
+        transform.convert(trainer.model, example)
+        result = _result(config, trainer)
+        record.finish(result)
+    tell(f"{summary(result)}\n{place}")
+    return result
+
+
+def prepare(seed: int, train: Train, device: torch.device) -> None:
+    """Everything global that a run depends on, set anew so that nothing of an earlier run in this process remains."""
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices here")
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps: there is no Apple GPU here")
+    torch.use_deterministic_algorithms(train.deterministic)
+    torch.backends.cudnn.deterministic = train.deterministic
+    torch.backends.cudnn.benchmark = not train.deterministic
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
+    """Build every object of a run from its nodes. Returns (trainer, transform, one small training batch)."""
+    data_dir = config["data_dir"] and str(Path(config["data_dir"]).expanduser().absolute())
+    paths = {"data_dir": data_dir, "cache_dir": str(Path(config["cache_dir"]).expanduser().absolute())}
+    dataset = build(config["dataset"], "dataset", seed=config["seed"], **paths)
+    with _as_config_error("dataset"):
+        dataset.prepare()
+    context = dataset.context
+    augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
+    model = build(config["model"], "model", **context)
+    loss = build(config["loss"], "loss", **context)
+    risk = build(config["risk"], "risk", **context)
+    loader = Loader(
+        dataset,
+        device,
+        train.batch_size,
+        config["seed"],
+        augments,
+        workers=train.workers,
+        drop_last=train.drop_last,
+        channels_last=train.channels_last,
+        rank=distributed.rank,
+        world=distributed.world,
+    )
+    _check_batches(loader, len(dataset.train), train, model)
+    memory_format = torch.channels_last if train.channels_last else torch.preserve_format
+    model, loss, risk = (module.to(device, memory_format=memory_format) for module in (model, loss, risk))
+    transform = build(config["quantization"], "quantization")
+    example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
+    model = transform.prepare(model, example)
+    precision = Precision(train.precision, device)
+    _try(model, loss, risk, example, precision, context)
+    weights = Weights(model, loss, risk)
+    elementwise = getattr(locate(config["optim"]["_target_"], "optim"), "elementwise", False)
+    params = [weights.flat] if elementwise else weights.parameters
+    trainer = Trainer(
+        dataset=dataset,
+        loader=loader,
+        model=model,
+        loss=loss,
+        risk=risk,
+        weights=weights,
+        optimizer=build(config["optim"], "optim", params=params),
+        schedule=build(config["schedule"], "schedule"),
+        sharpness=build(config["sharpness"], "sharpness"),
+        hooks=Hooks({name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}),
+        precision=precision,
+        train=train,
+        device=device,
+        record=record,
+    )
+    return trainer, transform, example
+
+
+@contextmanager
+def _as_config_error(where: str):
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_batches(loader: Loader, samples: int, train: Train, model: torch.nn.Module) -> None:
+    if loader.steps_per_epoch == 0:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size}: an epoch of {samples} samples has no whole batch to share among "
+            f"{distributed.world} process(es); take a smaller batch or train.drop_last=false"
+        )
+    tail = 0 if train.drop_last else samples % train.batch_size
+    if tail == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        raise ConfigError(
+            f"train.batch_size={train.batch_size}: the last batch of an epoch of {samples} would be one sample, which "
+            "BatchNorm cannot use; set train.drop_last=true or another batch size"
+        )
+
+
+@torch.no_grad()
+def _try(model, loss, risk, example: Batch, precision: Precision, context: dict) -> None:
+    """One forward of two samples in evaluation mode: a part that does not fit is found before anything is written."""
+    model.eval()
+    with precision.autocast():
+        out = model(example.x)
+    model.train()
+    logits = getattr(out, "logits", None)
+    if logits is None or len(logits) != len(example):
+        raise ConfigError(f"model: {type(model).__name__} must return runner.batch.Output(logits, features)")
+    losses = loss(out, example)
+    if tuple(losses.shape) != tuple(logits.shape[:-1]):
+        raise ConfigError(
+            f"loss: {type(loss).__name__} must return one value per sample, {tuple(logits.shape[:-1])}, "
+            f"got {tuple(losses.shape)}"
+        )
+    if risk(losses, example).dim() != 0:
+        raise ConfigError(f"risk: {type(risk).__name__} must return a scalar")
+
+
+class Elsewhere:
+    """The record as the processes see it that do not write it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines = folder, 0
+
+    def start(self, *_) -> None: ...
+    def log(self, *_) -> None: ...
+    def finish(self, *_) -> None: ...
+    def __enter__(self): ...
+    def __exit__(self, *_): ...
+
+
+@contextmanager
+def _locked(record):
+    with _as_config_error("name"):
+        record.__enter__()
+    try:
+        yield
+    except BaseException:
+        record.__exit__(*sys.exc_info())
+        raise
+    record.__exit__(None, None, None)
+
+
+@contextmanager
+def _signals(trainer: Trainer):
+    """SIGINT and SIGTERM stop after the present step, with a save; a second SIGINT stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number, frame):
+        trainer.stop = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Bar:
+    """A progress bar with rate and ETA on a terminal; nothing but the epochs' lines elsewhere."""
+
+    def __init__(self, steps: int):
+        self.steps, self.bar = steps, None
+
+    @contextmanager
+    def shown(self, trainer: Trainer):
+        if distributed.rank == 0 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            with tqdm(total=self.steps, initial=trainer.count, unit=" step", leave=False, dynamic_ncols=True) as self.bar:
+                trainer.progress = self.bar
+                yield
+            self.bar = None
+        else:
+            yield
+
+    def tell(self, line: str) -> None:
+        print(line, flush=True) if self.bar is None else self.bar.write(line)
+
+
+def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) -> str:
+    """What is about to run, where it will be, and which option was chosen by whom."""
+    plain = {group: option for entry in defaults(conf_dir() / "config.yaml") if isinstance(entry, dict) for group, option in entry.items()}
+    expected = plain | dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    choices = config["choices"]
+    chosen = " ".join(f"{group}={choices[group]}{'' if choices[group] == expected[group] else '*'}" for group in SINGLES)
+    lists = " ".join(f"{group}=[{','.join(config[group])}]" for group in LISTS if config[group])
+    data, sizes = trainer.dataset, []
+    for name in ("train", "val", "test"):
+        split = getattr(data, name)
+        sizes.append(f"{len(split) if split else 0:,} {name}")
+    lines = [
+        f"run     {place}",
+        f"options {chosen} {lists}".rstrip(),
+        f"data    {', '.join(sizes)}; {data.record.get('note', '')}".rstrip("; "),
+        f"model   {trainer.weights.count:,} parameters on {trainer.device} in {trainer.precision.name}, "
+        f"{trainer.steps:,} steps of {trainer.train.batch_size}",
+    ]
+    if "*" in chosen:
+        lines.insert(2, "        * set by another option's file, not on the command line")
+    if trainer.count:
+        lines.append(f"resumed at step {trainer.count:,}")
+    return "\n".join(lines)
+
+
+def _result(config: dict, trainer: Trainer) -> dict:
+    """What result.json holds: the measures of the last epoch, and of the best by validation and by test, so named."""
+    history = trainer.record.history() if distributed.rank == 0 else []
+
+    def at(step: int) -> dict | None:
+        return next((line for line in history if line["step"] == step), None)
+
+    best = {f"best_{name}": at(trainer.best[name]["step"]) if name in trainer.best else None for name in ("val", "test")}
+    return {
+        "id": identity(config),
+        "name": config["name"],
+        "status": "done",
+        "choices": config["choices"],
+        "seed": config["seed"],
+        "epochs": -(-trainer.count // trainer.steps_per_epoch),
+        "steps": trainer.count,
+        "seconds": round(trainer.seconds, 3),
+        "parameters": trainer.weights.count,
+        "precision": trainer.precision.name,
+        "device": str(trainer.device),
+        "last": at(trainer.count),
+        **best,
+        "data": trainer.dataset.record,
+    }
+
+
+def summary(result: dict) -> str:
+    """The three results of a run, each by its name."""
+    lines = []
+    for key, label in (
+        ("last", "last epoch"),
+        ("best_val", "best epoch on validation"),
+        ("best_test", "best epoch on test (not for reporting)"),
+    ):
+        if line := result.get(key):
+            shown = "  ".join(
+                f"{name} {100 * value:.2f} %" if "accuracy" in name else f"{name} {value:.4f}"
+                for name, value in line.items()
+                if name.startswith("test_") and value is not None
+            )
+            lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
+    return "\n".join(lines)

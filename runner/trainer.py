@@ -1,0 +1,384 @@
+"""The training loop. It names no method: everything it calls was composed from the config."""
+
+import math
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from runner import checkpoint, diagnose, distributed
+from runner.batch import Batch, Output, Pass
+from runner.config import Train
+from runner.dataset import Dataset, Split
+from runner.dataset.loader import Loader
+from runner.hook import Hooks
+from runner.loss import Loss
+from runner.measure import measures
+from runner.precision import Overflow, Precision
+from runner.record import Record, Stopped
+from runner.risk import Risk
+from runner.schedule import Schedule
+from runner.sharpness import Sharpness
+from runner.weights import Weights
+
+CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where a look waits for the device
+
+
+class Closure:
+    """Passes over one batch for a sharpness method: see `runner.sharpness.Closure`.
+
+    Every pass after the first leaves the statistics of normalisation layers alone, so that they see the batch once and
+    at w. With `alone` the gradient is the mean over this batch on this device; otherwise it is this batch's part of
+    the mean over the step's whole batch, summed over devices.
+    """
+
+    def __init__(self, run: "Trainer", batch: Batch, alone: bool):
+        self.run, self.batch, self.alone = run, batch, alone
+        self.passes = 0
+
+    def __call__(self, mask: Tensor | None = None, create_graph: bool = False) -> Pass:
+        run, weights, scale = self.run, self.run.weights, self.run.precision.scale
+        batch = self.batch if mask is None else self.batch.select(mask)
+        share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
+        weights.zero_grad()
+        outs, total, grad = [], 0.0, None
+        with run.statistics(live=self.passes == 0):
+            for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
+                with run.precision.autocast():
+                    out = run.forward(micro.x)
+                loss = run.risk(run.loss(out, micro), micro)
+                loss = run.hooks.loss(run, out, micro, loss) * (share * len(micro) / len(batch))
+                if create_graph:
+                    parts = torch.autograd.grad(run.precision.up(loss), weights.parameters, create_graph=True)
+                    grad = weights.flatten(parts) + (0.0 if grad is None else grad)
+                else:
+                    run.precision.up(loss).backward()
+                outs.append(out.detach())
+                total = total + loss.detach()
+        self.passes += 1
+        if create_graph:
+            grad = grad if scale is None else grad / scale.value
+            weights.grad.copy_(grad.detach())
+        elif scale is not None:
+            weights.grad.mul_(1.0 / scale.value)
+        if not self.alone:
+            distributed.sum_(weights.grad)
+        if scale is not None:
+            finite = bool(torch.isfinite(weights.grad).all())
+            if distributed.any_of(not finite, weights.grad.device):
+                raise Overflow
+        out = outs[0] if len(outs) == 1 else Output(*(torch.cat(parts) for parts in zip(*map(_fields, outs), strict=True)))
+        return Pass(total, out, grad)
+
+
+def _fields(out: Output) -> tuple[Tensor, Tensor]:
+    return out.logits, out.features
+
+
+class Trainer:
+    """One run: its objects, its position, and the loop.
+
+    Parameters
+    ----------
+    model, loss, risk : modules on their device, dtype and memory format; `weights` has made their parameters one vector.
+    optimizer : over `weights.flat` or `weights.parameters`. schedule : multiplies its learning rate before every step.
+    record : the run's folder; `tell` : prints a line for the user (nothing in all processes but the first).
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: Dataset,
+        loader: Loader,
+        model: nn.Module,
+        loss: Loss,
+        risk: Risk,
+        weights: Weights,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        sharpness: Sharpness,
+        hooks: Hooks,
+        precision: Precision,
+        train: Train,
+        device: torch.device,
+        record: Record,
+        tell=print,
+        progress=None,
+    ):
+        self.dataset, self.loader, self.device = dataset, loader, device
+        self.model, self.loss, self.risk, self.weights = model, loss, risk, weights
+        self.forward = torch.compile(model) if train.compile else model
+        self.optimizer, self.schedule, self.sharpness, self.hooks = optimizer, schedule, sharpness, hooks
+        self.precision, self.train, self.record, self.tell, self.progress = precision, train, record, tell, progress
+        self.steps_per_epoch = loader.steps_per_epoch
+        self.steps = train.steps or train.epochs * self.steps_per_epoch
+        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
+        self.count = 0  # updates so far; a step skipped for overflow counts, as its data are used up
+        self.loss_sum = torch.zeros((), device=device)  # over this epoch's samples, as the next two
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+        self.samples = 0
+        self.best: dict[str, dict] = {}
+        self.seconds = 0.0
+        self.stop = ""  # set by a signal: the reason to stop after the present step
+        self.recent: list[Tensor] = []  # losses not yet looked at
+        hooks.start(self)
+
+    # ---- the step
+
+    def step(self, batch: Batch) -> Tensor | None:
+        """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""
+        batch = self.hooks.batch(self, batch)
+        self.set_lr()
+
+        first = True
+
+        def gradient() -> Tensor:  # LBFGS and its like call it several times a step; memories see the first
+            nonlocal first
+            loss = self.gradient(batch, note=first)
+            first = False
+            self.hooks.gradient(self)
+            return loss
+
+        scale = self.precision.scale
+        kept = [buffer.clone() for buffer in self.model.buffers()] if scale else []
+        try:
+            loss = self.optimizer.step(gradient)
+        except Overflow:  # the weights are back at w and no memory was touched; nor may the statistics be
+            for buffer, value in zip(self.model.buffers(), kept, strict=True):
+                buffer.copy_(value)
+            scale.overflow()
+            if scale.value < 1:
+                raise diagnose.NonFinite(diagnose.explain(self, batch)) from None
+            self.count += 1
+            return None
+        if scale:
+            scale.good()
+        self.hooks.step(self)
+        self.count += 1
+        return loss
+
+    def gradient(self, batch: Batch, note: bool = True) -> Tensor:
+        """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w."""
+        if self.sharpness.m is None:
+            first = self.sharpness(Closure(self, batch, alone=False), self.weights)
+            passes = [(first, batch, batch.total or len(batch))]
+            loss = first.loss
+        else:  # one perturbation for every m samples, the mean of their gradients
+            passes, mean, loss = [], torch.zeros_like(self.weights.grad), 0.0
+            for part in batch.split(self.sharpness.m):
+                first = self.sharpness(Closure(self, part, alone=True), self.weights)
+                share = len(part) / (batch.total or len(batch))
+                mean.add_(self.weights.grad, alpha=share)
+                loss = loss + first.loss * share
+                passes.append((first, part, len(part)))
+            self.weights.grad.copy_(distributed.sum_(mean))
+        if note:
+            self.recent.append(loss)
+            if self.device.type == "cpu" or len(self.recent) >= CHECK_EVERY:
+                self.look(batch)
+            for first, part, samples in passes:
+                self.note(first, part, samples)
+        return loss
+
+    @torch.no_grad()
+    def note(self, first: Pass, batch: Batch, samples: int) -> None:
+        """The pass at w goes into the loss's memories and this epoch's sums."""
+        self.loss.observe(first.out, batch)
+        self.loss_sum += first.loss * samples
+        self.samples += len(batch)
+        if self.dataset.task == "classes":
+            target = batch.y if batch.y.dim() == 1 else batch.y.argmax(-1)
+            self.correct += (first.out.logits.argmax(-1) == target).sum()
+
+    def look(self, batch: Batch | None = None) -> None:
+        """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""
+        if self.precision.scale is None:  # under fp16 the step was skipped instead
+            losses = [loss.item() for loss in self.recent] if self.device.type == "cpu" else self.recent
+            if self.device.type != "cpu" and self.recent:
+                losses = torch.stack(self.recent).tolist()
+            for back, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
+                if not math.isfinite(loss):
+                    raise diagnose.NonFinite(diagnose.explain(self, batch, self.count - back))
+        self.recent.clear()
+
+    def set_lr(self) -> None:
+        factor = self.schedule(self.count, self.steps, self.steps_per_epoch)
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+
+    @contextmanager
+    def statistics(self, live: bool):
+        """Freeze the running statistics of normalisation layers unless `live`."""
+        if not live:
+            for norm in self.norms:
+                norm.track_running_stats = False
+        try:
+            yield
+        finally:
+            if not live:
+                for norm in self.norms:
+                    norm.track_running_stats = True
+
+    # ---- the loop
+
+    def fit(self) -> None:
+        """Train to the last step, evaluating, recording and saving on the way."""
+        self.model.train()
+        self.clock = time.perf_counter()
+        while self.count < self.steps:
+            epoch, position = divmod(self.count, self.steps_per_epoch)
+            start, begun = self.count, time.perf_counter()
+            for batch in self.loader.epoch(epoch, position):
+                self.step(batch)
+                if self.progress is not None:
+                    self.progress.update()
+                if self.count == self.steps or self.count % self.steps_per_epoch == 0:
+                    break
+                if self.agreed(bool(self.stop)):
+                    self.save()
+                    raise Stopped(self.stop)
+                if self.agreed(time.perf_counter() - self.clock > 60 * self.train.save_minutes):
+                    self.save()
+            rate = (self.count - start) * self.train.batch_size / (time.perf_counter() - begun)
+            self.end_epoch(rate)
+            self.save()
+            if distributed.any_of(bool(self.stop), self.device) and self.count < self.steps:
+                raise Stopped(self.stop)
+
+    def agreed(self, flag: bool) -> bool:
+        """`flag`, and where there are several processes, whether any has it: asked every few steps, by all at once."""
+        if distributed.world == 1:
+            return flag
+        return self.count % 10 == 0 and distributed.any_of(flag, self.device)
+
+    def end_epoch(self, rate: float) -> None:
+        """Evaluate, write the epoch's line, keep the best."""
+        self.look()
+        epoch = math.ceil(self.count / self.steps_per_epoch)
+        loss, correct, samples = distributed.sum_(self.sums()).tolist()
+        self.loss_sum.zero_(), self.correct.zero_()
+        self.samples = 0
+        line = {"step": self.count, "epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        line["train_loss"] = loss / samples if samples else float("nan")
+        if self.dataset.task == "classes":
+            line["train_accuracy"] = correct / samples if samples else float("nan")
+        if epoch % self.train.eval_every == 0 or self.count == self.steps:
+            for name, split in (("val", self.dataset.val), ("test", self.dataset.test)):
+                if split is not None:
+                    found = self.evaluate(split)
+                    line |= {f"{name}_{key}": value for key, value in found.items()}
+                    self.keep_best(name, found, line)
+        self.tick()
+        line |= {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
+        if self.precision.scale is not None:
+            line |= {"loss_scale": self.precision.scale.value, "skipped": self.precision.scale.skipped}
+        self.last = line
+        self.record.log(line)
+        self.tell(_row(line, math.ceil(self.steps / self.steps_per_epoch)))
+
+    @torch.no_grad()
+    def evaluate(self, split: Split) -> dict[str, float]:
+        """Measures of the model, as the hooks present it, over a whole split."""
+        self.average_statistics()
+        logits, targets = [], []
+        self.model.eval()
+        with self.hooks.weights(self):
+            for batch in self.loader.evaluate(split, self.train.eval_batch_size):
+                with self.precision.autocast():
+                    logits.append(self.forward(batch.x).logits.float())
+                targets.append(batch.y)
+        self.model.train()
+        logits, targets = torch.cat(logits), torch.cat(targets)
+        if distributed.world > 1:
+            parts = distributed.all_of((logits.cpu(), targets.cpu()))
+            logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+        return measures(logits, targets, self.dataset.task)
+
+    def average_statistics(self) -> None:
+        """With several processes, the mean of their running statistics, so that all evaluate and save the same."""
+        if distributed.world > 1:
+            for buffer in self.model.buffers():
+                if buffer.is_floating_point():
+                    distributed.sum_(buffer).div_(distributed.world)
+
+    def keep_best(self, name: str, found: dict, line: dict) -> None:
+        """Remember the best epoch so far by this split's first measure, and store its weights under that name."""
+        key, better = ("accuracy", 1) if "accuracy" in found else (next(iter(found)), -1)
+        best = self.best.get(name)
+        if math.isfinite(found[key]) and (best is None or better * found[key] > better * best["by"]):
+            self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
+            if distributed.rank == 0:
+                with self.hooks.weights(self):
+                    checkpoint.save({"model": self.model.state_dict(), "step": self.count}, self.folder / f"best_{name}.pt")
+
+    # ---- state
+
+    def tick(self) -> None:
+        """Add the time since the last tick to the run's seconds, which a resumed run carries on."""
+        now = time.perf_counter()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
+
+    def sums(self) -> Tensor:
+        return torch.stack([self.loss_sum.double(), self.correct.double(), self.loss_sum.new_tensor(self.samples).double()])
+
+    @property
+    def folder(self) -> Path:
+        return self.record.folder
+
+    def state_dict(self) -> dict:
+        return {
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "risk": self.risk.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hooks": self.hooks.state_dict(),
+            "scale": self.precision.scale.state_dict() if self.precision.scale else None,
+            "random": distributed.all_of(checkpoint.random_states()),
+            "count": self.count,
+            "sums": distributed.all_of(self.sums().cpu()),
+            "best": self.best,
+            "seconds": self.seconds,
+            "lines": self.record.lines,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.loss.load_state_dict(state["loss"])
+        self.risk.load_state_dict(state["risk"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hooks.load_state_dict(state["hooks"])
+        if self.precision.scale and state["scale"]:
+            self.precision.scale.load_state_dict(state["scale"])
+        checkpoint.restore_random_states(state["random"][distributed.rank % len(state["random"])])
+        self.count, self.best, self.seconds = state["count"], state["best"], state["seconds"]
+        if len(state["sums"]) == distributed.world:
+            sums = state["sums"][distributed.rank]
+        else:  # resumed on another number of processes
+            sums = sum(state["sums"]) * (distributed.rank == 0)
+        self.loss_sum.fill_(sums[0].item()), self.correct.fill_(int(sums[1]))
+        self.samples = int(sums[2])
+
+    def save(self) -> None:
+        """`last.pt`: the whole state. All processes take part, the first one writes."""
+        self.look()
+        self.tick()
+        self.average_statistics()
+        state = self.state_dict()
+        if distributed.rank == 0:
+            checkpoint.save(state, self.folder / "last.pt")
+
+
+def _row(line: dict, epochs: int) -> str:
+    """An epoch's line for people."""
+    parts = [f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {line['train_loss']:.4f}"]
+    for name in ("train", "val", "test"):
+        if f"{name}_accuracy" in line:
+            parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
+    for key in ("test_nll", "test_ece", "test_mae", "test_rmse"):
+        if key in line:
+            parts.append(f"{key[5:]} {line[key]:.4f}")
+    parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"]
+    return "  ".join(parts)

@@ -108,13 +108,14 @@ def _mistake(message: str) -> int:
 
 def _compose(argv: list[str], folders: list[Path]) -> int:
     """Hydra composes the config and calls `_job` once for a run, or once for every cell of a sweep."""
-    full = os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions reach us instead of Hydra's own report
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own report
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.build import ConfigError
     from runner.errors import explain
+    from runner.sweep.cells import Refused
 
     takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
     words = [word for word, last in zip(argv, ["", *argv], strict=False) if word[0] != "-" and last not in takes_value]
@@ -126,11 +127,12 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         return 130
-    except ConfigError as error:
-        return _mistake(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        if full != "1":
-            raise
+    except (HydraException, OmegaConfBaseException, Refused) as error:
+        error = error.args[0] if isinstance(error, Refused) else error
+        if isinstance(error, ConfigError):
+            return _mistake(str(error))
+        if not isinstance(error, HydraException | OmegaConfBaseException):
+            raise error
         return _mistake(explain(error, words, folders))
     finally:
         sys.argv = before
@@ -155,11 +157,15 @@ def _job(cfg) -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from runner.build import ConfigError
     from runner.config import check_all
 
     hydra_config = HydraConfig.get()
     config = resolved(cfg, OmegaConf.to_container(hydra_config.runtime.choices))
-    check_all(config)
+    try:
+        check_all(config)
+    except ConfigError as error:
+        raise SystemExit(_mistake(str(error))) from None
     overrides = OmegaConf.to_container(hydra_config.overrides.task)
     status = launch(config, overrides)
     one_process = int(os.environ.get("WORLD_SIZE", 1)) == 1

@@ -23,10 +23,10 @@ class ConfigError(Exception):
     """A mistake in what the user asked for: printed as one line, exit status 2."""
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """' Did you mean ...?' or '', for the end of a message."""
     close = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return f" Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
 def locate(path: str, where: str) -> Any:
@@ -79,7 +79,7 @@ def misfit(value: Any, hint: Any) -> str | None:
         wrong = misfit(value, base)
         for extra in extras:
             if isinstance(extra, Range) and (wrong or value not in extra):
-                return f"{wrong or 'a number'} {extra}"
+                return f"{'an integer' if base is int else 'a number'} {extra}"
         return wrong
     if origin in (Union, types.UnionType):
         wrongs = [misfit(value, choice) for choice in get_args(hint)]
@@ -111,7 +111,10 @@ def misfit(value: Any, hint: Any) -> str | None:
                 return f"a list where each element is {wrong}"
         return None
     if origin is dict or hint is dict:
-        return None if isinstance(value, dict) else "a mapping"
+        of = list(zip(get_args(hint), ("keys", "values"), strict=False))
+        pairs = value.items() if isinstance(value, dict) else ()
+        wrongs = [f"a mapping whose {what} are {w}" for p in pairs for v, (h, what) in zip(p, of) if (w := misfit(v, h))]
+        return "a mapping" if not isinstance(value, dict) else next(iter(wrongs), None)
     if isinstance(hint, type):  # Tensor, Module and the like cannot come from a config
         return None if isinstance(value, hint) else f"a {hint.__name__}"
     return None
@@ -126,7 +129,7 @@ def check(node: dict, where: str, target: Any = None) -> None:
         if key == "_target_":
             continue
         if key not in known and not open_ended:
-            raise ConfigError(f"no key '{where}.{key}'.{suggest(key, settable)} It has: {', '.join(settable)}")
+            raise ConfigError(f"no key '{where}.{key}'.{suggest(key, settable, f'{where}.')} It has: {', '.join(settable)}")
         if isinstance(value, dict) and "_target_" in value:
             check(value, f"{where}.{key}")
             continue

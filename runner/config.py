@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner.build import ConfigError, check
+from runner.build import ConfigError, check, misfit
 from runner.listing import GROUPS
 from runner.schema import Count, Natural, Positive
 
@@ -67,10 +68,9 @@ def check_all(config: dict) -> None:
     for key in root:
         if key not in known:
             raise ConfigError(f"no key '{key}'. At the top level there are: {', '.join(known)}, train and the groups")
-    try:
-        check(root, "", Root)
-    except ConfigError as error:
-        raise ConfigError(str(error).lstrip(".").replace("no key '.", "no key '")) from None
+    for key, value in root.items():
+        if wrong := misfit(value, typing.get_type_hints(Root, include_extras=True)[key]):
+            raise ConfigError(f"{key}={value}: must be {wrong}")
     check(config["train"], "train", Train)
     if "/" in config["name"] or config["name"].startswith("."):
         raise ConfigError(f"name={config['name']}: it is one folder under {config['outputs_dir']}/, without '/'")

@@ -11,12 +11,12 @@ from runner.listing import options
 
 
 def explain(error: Exception, overrides: list[str], folders: list[Path]) -> str:
-    """One line about the first override that names nothing, else the first telling line of the error itself."""
+    """One line about the first override that names nothing, else the first two lines of the error itself."""
     for override in overrides:
         if message := _about(override, overrides, folders):
             return message
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return " ".join(lines[:2]) if lines else type(error).__name__
 
 
 def _about(override: str, overrides: list[str], folders: list[Path]) -> str | None:
@@ -41,9 +41,9 @@ def _about(override: str, overrides: list[str], folders: list[Path]) -> str | No
     if group not in top:
         return f"no key or group '{group}'.{suggest(group, top)} There are: {', '.join(top)}"
     if group == "train":
-        known = [f"train.{name}" for name in root["train"]]
-        if key not in known:
-            return f"no key '{key}'.{suggest(key, known)} It has: {', '.join(name[6:] for name in known)}"
+        known = list(root["train"])
+        if rest not in known:
+            return f"no key '{key}'.{suggest(rest, known, 'train.')} It has: {', '.join(known)}"
     elif rest:
         return f"no key '{key}': '{group}' is a plain value, {group}=..."
     return None
@@ -60,13 +60,13 @@ def _inside(group: str, rest: str, key: str, overrides: list[str], folders: list
         if option not in chosen:
             return f"'{key}' belongs to {group}={option}, which this run does not select"
         if argument.partition(".")[0] not in every[option]:
-            return f"no key '{key}'.{suggest(argument, every[option])} It has: {', '.join(every[option])}"
+            return f"no key '{key}'.{suggest(argument, every[option], f'{group}.{option}.')} It has: {', '.join(every[option])}"
         return None
     own = every.get(chosen[0], []) if chosen else []
     if rest.partition(".")[0] in own:
         return None
     others = [option for option, known in every.items() if rest in known]
-    close = suggest(key, [f"{group}.{name}" for name in own])
+    close = suggest(rest, own, f"{group}.")
     if others and not close:
         shown = f"{group}={others[0]}" + (f" (also {', '.join(others[1:])})" if others[1:] else "")
         return f"'{key}' belongs to {shown}, which this run does not select; it has {group}={chosen[0]}"

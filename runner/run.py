@@ -98,6 +98,11 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
     model = build(config["model"], "model", **context)
     loss = build(config["loss"], "loss", **context)
+    if dataset.task not in loss.tasks:
+        raise ConfigError(
+            f"loss={config['choices']['loss']} is defined for {' and '.join(loss.tasks)}, "
+            f"dataset={config['choices']['dataset']} has {dataset.task}"
+        )
     risk = build(config["risk"], "risk", **context)
     loader = Loader(
         dataset,
@@ -110,6 +115,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         channels_last=train.channels_last,
         rank=distributed.rank,
         world=distributed.world,
+        dtype=torch.get_default_dtype(),
     )
     _check_batches(loader, len(dataset.train), train, model)
     memory_format = torch.channels_last if train.channels_last else torch.preserve_format

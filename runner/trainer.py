@@ -121,7 +121,7 @@ class Trainer:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = 0
         self.best: dict[str, dict] = {}
-        self.seconds = 0.0
+        self.seconds, self.clock = 0.0, time.perf_counter()
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[Tensor] = []  # losses not yet looked at
         hooks.start(self)

@@ -1,9 +1,18 @@
 """Data sets: what is loaded, how it is split, and how it is damaged on purpose."""
 
+import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from runner import keyed
+from runner.dataset import damage
+from runner.schema import Count, Fraction, Natural, Range
+
+Ratio = Annotated[float, Range(1)]
 
 
 class Images(Protocol):
@@ -27,5 +36,189 @@ class Split:
         return len(self.y)
 
     def select(self, index: Tensor) -> "Split":
-        x = self.x[index] if isinstance(self.x, Tensor) else self.x.select(index)
+        """The samples at `index`, (M,) int64."""
+        x = self.x.index_select(0, index) if isinstance(self.x, Tensor) else self.x.select(index)
         return Split(x, self.y[index], None if self.domain is None else self.domain[index])
+
+
+class Dataset:
+    """Base of every data set. A data set of its own defines `load`; `prepare` does the rest, in this order:
+
+    1. long tail: the training set is thinned to `imbalance`;
+    2. subset: `subset` of what is left is kept, drawn without regard to the class;
+    3. label noise: the labels of what is left are damaged;
+    4. validation: a part is held out. It comes after the noise, so validation labels are as noisy as a practitioner's.
+
+    The test split is never touched. Each draw has a generator of its own, so that, for example, another noise changes
+    neither the subset nor the validation split. `Batch.index` of a training sample is its position in `train`.
+
+    Parameters
+    ----------
+    val : part of the training set that is held out for validation, drawn with the run's seed. 0: none. Default 0.1.
+    subset : training samples to keep, before validation is held out. Default None: all.
+    noise : which labels a damaged sample gets.
+        none : no damage.
+        symmetric : any class, uniformly, the true one included.
+        symmetric_other : any class but the true one, uniformly.
+        pair : the next class, c -> c + 1 mod C.
+        asymmetric : the class that `asymmetric` gives; classes that it leaves out keep their labels.
+    noise_rate : probability that a label is redrawn. Default 0.
+    asymmetric : class -> class for noise=asymmetric: the published map, where there is one.
+    imbalance : largest class over smallest class of a long tail (Cui et al. 2019, arXiv:1901.05555; Cao et al. 2019,
+        arXiv:1906.07413): class c of C keeps n_max * imbalance^(-c / (C - 1)) samples, rounded down. n_max is the
+        largest number for which every class has enough: the class size of a balanced set. Default 1: every sample.
+    damage_seed : drives long tail, subset and noise, but not the validation split. Default None: the run's seed.
+    seed : the run's seed.
+
+    Attributes
+    ----------
+    task : "classes", "multilabel" or "regression"
+    classes : number of classes, or of outputs
+    shape : of one input: (C, H, W) or (D,)
+    names : of the classes, where known
+    train, val, test : splits; `val` is None where nothing is held out
+    mean, std : float32 (C,) or (D,), in the units of the raw inputs
+    record : plain facts about what was done
+    """
+
+    task: Literal["classes", "multilabel", "regression"] = "classes"
+    classes: int
+    shape: tuple[int, ...]
+    names: list[str] | None = None
+    train: Split
+    val: Split | None
+    test: Split
+    mean: Tensor
+    std: Tensor
+    fingerprint: str | None = None  # of the data as loaded
+    record: dict
+
+    def __init__(
+        self,
+        *,
+        val: Fraction = 0.1,
+        subset: Count | None = None,
+        noise: Literal["none", "symmetric", "symmetric_other", "pair", "asymmetric"] = "none",
+        noise_rate: Fraction = 0.0,
+        asymmetric: dict[int, int] | None = None,
+        imbalance: Ratio = 1.0,
+        damage_seed: Natural | None = None,
+        seed: int = 0,
+    ):
+        if noise == "none" and noise_rate > 0:
+            raise ValueError(
+                f"dataset.noise_rate={noise_rate:g} needs a kind of noise, such as dataset.noise=symmetric"
+            )
+        if noise == "asymmetric" and not asymmetric:
+            raise ValueError("no published class map for dataset.noise=asymmetric here: use dataset.noise=pair")
+        for setting, used in (("noise", noise != "none"), ("imbalance", imbalance > 1)):
+            if used and self.task != "classes":
+                raise ValueError(f"dataset.{setting} is defined for classes only, and this data set is {self.task}")
+        self.val_fraction, self.subset, self.imbalance = val, subset, imbalance
+        self.noise, self.noise_rate, self.asymmetric = noise, noise_rate, asymmetric
+        self.seed = seed
+        self.damage_seed = seed if damage_seed is None else damage_seed
+
+    def load(self) -> tuple[Split, Split]:
+        """The whole training and test split; sets classes, shape, mean, std and, where known, names and fingerprint."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Loads, damages and splits.
+
+        Raises ValueError where a setting does not fit the data, or where the data is not to be found.
+        """
+        train, self.test = self.load()
+        facts = {"classes": self.classes, "shape": list(self.shape), "fingerprint": self.fingerprint}
+        if self.task == "classes":
+            for name, split in (("training", train), ("test", self.test)):
+                if len(split) == 0 or split.y.min() < 0 or split.y.max() >= self.classes:
+                    raise ValueError(f"the {name} labels must be in 0..{self.classes - 1}; is this split labelled?")
+        if self.imbalance > 1:
+            draw = keyed.generator(self.damage_seed, "long tail")
+            train = train.select(damage.long_tail(train.y, self.classes, self.imbalance, draw))
+            kept = torch.bincount(train.y, minlength=self.classes)
+            facts["imbalance"] = {"asked": self.imbalance, "realised": (kept.max() / kept.min()).item()}
+        if self.subset is not None:
+            if self.subset > len(train):
+                raise ValueError(
+                    f"dataset.subset={self.subset} is more than the {len(train)} training samples there are"
+                )
+            draw = keyed.generator(self.damage_seed, "subset").permutation(len(train))
+            train = train.select(torch.from_numpy(np.sort(draw[: self.subset])))
+        clean = train.y
+        if self.noise != "none":
+            draw = keyed.generator(self.damage_seed, "label noise")
+            noisy = damage.KINDS[self.noise](clean, self.classes, self.noise_rate, draw, self.asymmetric)
+            train = Split(train.x, noisy, train.domain)
+        kept, held = self._hold_out(len(train))
+        if self.noise != "none":
+            changed = clean != train.y
+            facts["noise"] = {
+                "kind": self.noise,
+                "asked": self.noise_rate,
+                "realised": changed.double().mean().item(),  # over training and validation part together
+                "changed": int(changed.sum()),
+                "changed_train": int(changed[kept].sum()),
+                "changed_val": int(changed[held].sum()),
+            }
+        self.train, self.val = (train.select(kept), train.select(held)) if len(held) else (train, None)
+        facts |= {"train": len(self.train), "val": len(held), "test": len(self.test)}
+        facts |= {"class_counts": self.class_counts, "damage_seed": self.damage_seed}
+        self.record = facts
+
+    def _hold_out(self, samples: int) -> tuple[Tensor, Tensor]:
+        count = round(self.val_fraction * samples)
+        if count == samples or (count == 0 and self.val_fraction > 0):
+            part = "training" if count else "validation"
+            raise ValueError(f"dataset.val={self.val_fraction:g} of {samples} samples leaves no {part} sample")
+        order = keyed.generator(self.seed, "validation").permutation(samples)
+        return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Samples of each class in the training part, as labelled; None where the targets are not class ids."""
+        if self.task != "classes":
+            return None
+        return torch.bincount(self.train.y, minlength=self.classes).tolist()
+
+    @property
+    def context(self) -> dict:
+        """What models, losses and augmentations may ask for by name."""
+        return {
+            "shape": self.shape,
+            "classes": self.classes,
+            "samples": len(self.train),
+            "class_counts": self.class_counts,
+        }
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel of (N, C, ...), over all samples and places, float32 (C,)."""
+    total = torch.zeros(2, x.shape[1], dtype=torch.float64)
+    for part in x.split(1000):
+        part = part.double().transpose(0, 1).flatten(1)
+        total += torch.stack([part.sum(1), part.square().sum(1)])
+    mean, square = total / (x.numel() // x.shape[1])
+    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """SHA-256 over the values, in hex."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def fixed_test(y: Tensor, purpose: str) -> tuple[Tensor, Tensor]:
+    """Indices (training, test) for a set that comes without a test split: a fifth of every class.
+
+    The same for every seed. y: (N,) class ids. `purpose` names the draw.
+    """
+    draw = keyed.generator(0, purpose)
+    test = np.zeros(len(y), dtype=bool)
+    for label in range(int(y.max()) + 1):
+        where = draw.permutation(np.flatnonzero(y.numpy() == label))
+        test[where[: round(len(where) / 5)]] = True
+    return torch.from_numpy(np.flatnonzero(~test)), torch.from_numpy(np.flatnonzero(test))

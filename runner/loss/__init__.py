@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from runner.batch import Batch, Output
 
@@ -12,8 +11,11 @@ class Loss(nn.Module):
 
     The last axis of the logits is classes and the rest broadcasts, so (B, T, C) gives (B, T). Parameters of a loss
     (margins, heads, link functions) are trained with the model's; buffers are saved in the checkpoint.
+    `tasks` says which kinds of targets the loss is defined for (see `runner.dataset.Dataset.task`).
     A constructor may ask by name for what the data set knows: `classes`, `samples`, `class_counts`.
     """
+
+    tasks: tuple[str, ...] = ("classes",)
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -31,4 +33,4 @@ def soft_targets(y: Tensor, logits: Tensor) -> Tensor:
     """Targets as probabilities (..., C): class ids become one-hot, soft targets pass through."""
     if y.dim() == logits.dim():
         return y.to(logits.dtype)
-    return F.one_hot(y, logits.shape[-1]).to(logits.dtype)
+    return torch.zeros_like(logits).scatter(-1, y.unsqueeze(-1), 1.0)

@@ -4,24 +4,30 @@ from runner.schema import NonNegative
 
 
 class Schedule:
-    """Base of every schedule: lr = base lr * factor(epoch, epochs), set before every step.
+    """Base of every schedule: lr = base lr * factor(progress, epoch), set before every step.
 
     Parameters
     ----------
-    warmup : epochs of linear warm-up (may be fractional). During warm-up the factor is (step + 1) / (warm-up steps)
-        of its first value; the schedule proper then runs over the remaining epochs. Default 0.
+    warmup : epochs of linear warm-up, at most the whole training (may be fractional; whole steps after rounding).
+        Step i of W warm-up steps, from 0, has (i + 1) / W of the schedule's first value, and the schedule proper then
+        runs over the remaining steps (gradual warm-up: Goyal et al. 2017, arXiv:1706.02677, section 2.2). Default 0.
     """
 
     def __init__(self, warmup: NonNegative = 0.0):
         self.warmup = warmup
 
-    def factor(self, epoch: float, epochs: float) -> float:
-        """epoch: epochs done since the warm-up ended, in [0, epochs); epochs: how many there are after the warm-up."""
+    def factor(self, progress: float, epoch: float) -> float:
+        """The factor before a step.
+
+        progress: share of the training after the warm-up that is done, in [0, 1); 0 during the warm-up.
+        epoch: epochs done since the start of training, the warm-up included.
+        """
         raise NotImplementedError
 
     def __call__(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """The factor for step `step` (from 0) of `steps`."""
         warm = min(round(self.warmup * steps_per_epoch), steps)
+        epoch = step / steps_per_epoch
         if step < warm:
-            return (step + 1) / warm * self.factor(0.0, max(steps - warm, 1) / steps_per_epoch)
-        return self.factor((step - warm) / steps_per_epoch, max(steps - warm, 1) / steps_per_epoch)
+            return (step + 1) / warm * self.factor(0.0, epoch)
+        return self.factor((step - warm) / max(steps - warm, 1), epoch)

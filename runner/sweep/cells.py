@@ -7,6 +7,10 @@ from pathlib import Path
 from hydra.experimental.callback import Callback
 
 
+class Refused(BaseException):
+    """A cell that does not compose or check. Hydra turns a callback's Exception into a warning; this passes through."""
+
+
 class Cells(Callback):
     """A Hydra callback, so that it works under any launcher: what it knows of a cell is what the cell's folder says."""
 
@@ -18,24 +22,22 @@ class Cells(Callback):
         from omegaconf import OmegaConf
 
         from runner.__main__ import resolved
-        from runner.build import ConfigError
         from runner.config import check_all, folder
 
         loader = GlobalHydra.instance().config_loader()
         words = OmegaConf.to_container(config.hydra.overrides.task)
-        overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         self.cells: dict[Path, str] = {}
-        for cell in BasicSweeper.split_arguments(overrides, None)[0]:
-            composed = loader.load_sweep_config(config, list(cell))
-            choices = OmegaConf.to_container(composed.hydra.runtime.choices)
-            plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-            try:
+        try:
+            overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+            for cell in BasicSweeper.split_arguments(overrides, None)[0]:
+                composed = loader.load_sweep_config(config, list(cell))
+                choices = OmegaConf.to_container(composed.hydra.runtime.choices)
+                plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
                 chosen = resolved(plain, choices)
                 check_all(chosen)
-            except ConfigError as error:
-                print(f"runner: {' '.join(cell)}: {error}", file=sys.stderr)
-                raise SystemExit(2) from None
-            self.cells.setdefault(folder(chosen), " ".join(cell))
+                self.cells.setdefault(folder(chosen), " ".join(cell))
+        except Exception as error:
+            raise Refused(error) from error
         done = sum((place / "result.json").exists() for place in self.cells)
         place = next(iter(self.cells)).parent
         print(f"sweep of {len(self.cells)} runs in {place}, {done} of them done before\n", flush=True)

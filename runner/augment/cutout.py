@@ -1,0 +1,39 @@
+"""Square masks."""
+
+from dataclasses import replace
+
+import torch
+
+from runner.augment import Augment, Draw
+from runner.batch import Batch
+from runner.schema import Count
+
+
+class Cutout(Augment):
+    """Sets a square of every image to the data set's mean, 0 after normalisation.
+
+    DeVries & Taylor 2017, arXiv:1708.04552. The centre is uniform over the image's pixels, so the square may reach over
+    the border, where it is cut off.
+
+    Parameters
+    ----------
+    size : side of the square, in pixels: rows y - size // 2 to y - size // 2 + size - 1 about the centre y. Default 16,
+        the paper's for CIFAR-10.
+    """
+
+    def __init__(self, size: Count = 16):
+        self.size = size
+
+    def batch(self, batch: Batch, draw: Draw) -> Batch:
+        """batch.x: (B, C, H, W)."""
+        u = draw.uniform("cutout", 2)
+        inside = []
+        for axis, length in enumerate(batch.x.shape[2:]):
+            first = (u[:, axis, None] * length).long() - self.size // 2
+            places = torch.arange(length, device=batch.x.device)
+            inside.append(((places >= first) & (places < first + self.size)).to(batch.x.dtype))
+        rows, columns = inside
+        kept = (
+            1 - rows[:, None, :, None] * columns[:, None, None, :]
+        )  # times (B, 1, H, W): 5 times faster than masked_fill
+        return replace(batch, x=batch.x * kept)

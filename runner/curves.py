@@ -1,0 +1,106 @@
+"""curves.png: loss, accuracy and learning rate over training, from the records of metrics.jsonl."""
+
+import io
+from pathlib import Path
+
+from runner.record import write_atomic
+
+INK, GRID = "#333333", "#e6e6e6"
+COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#d55e00", "lr": "#555555"}  # Okabe and Ito: colour-blind safe
+
+# What a panel may show: the record's key, label, colour, line style
+LOSSES = [
+    ("train_loss", "train loss", "train", "-"),
+    ("val_nll", "validation NLL (nats)", "val", "-"),
+    ("test_nll", "test NLL (nats)", "test", "-"),
+]
+ACCURACIES = [
+    ("train_accuracy", "train", "train", "-"),
+    ("val_accuracy", "validation", "val", "-"),
+    ("test_accuracy", "test", "test", "-"),
+]
+ERRORS = [
+    ("train_rmse", "train RMSE", "train", "-"),
+    ("val_rmse", "validation RMSE", "val", "-"),
+    ("test_rmse", "test RMSE", "test", "-"),
+    ("train_mae", "train MAE", "train", ":"),
+    ("val_mae", "validation MAE", "val", ":"),
+    ("test_mae", "test MAE", "test", ":"),
+]
+RATES = [("lr", "learning rate", "lr", "-")]
+
+
+def series(history: list[dict], key: str, x: str) -> tuple[list[float], list[float]]:
+    """The points at which the measure was taken: one taken every few epochs is still one line."""
+    points = [(record[x], record[key]) for record in history if record.get(key) is not None]
+    return [point[0] for point in points], [point[1] for point in points]
+
+
+def draw(history: list[dict], path: Path) -> None:
+    """Three panels side by side, as a PNG of 1800 x 540 pixels, written atomically.
+
+    history: records as `Record.log` takes them; a measure may be absent or None in any of them. Accuracies are
+    fractions there and per cent here. The middle panel of a regression shows RMSE and MAE, in units of the target.
+    The horizontal axis is the epoch, or the step where an epoch has several records.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # not pyplot: it costs more to import and keeps every figure alive
+
+    epochs = [record.get("epoch") for record in history]
+    x = "epoch" if None not in epochs and len(set(epochs)) == len(epochs) else "step"
+    regression = any(series(history, key, x)[0] for key, *_ in ERRORS)
+
+    figure = Figure(figsize=(12, 3.6), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    left, middle, right = figure.subplots(1, 3)
+    panel(left, history, x, LOSSES, "Loss", "loss")
+    if regression:
+        panel(middle, history, x, ERRORS, "Error", "error (units of the target)")
+    else:
+        panel(middle, history, x, ACCURACIES, "Accuracy", "accuracy (%)", factor=100, value="{:.2f} %")
+    panel(right, history, x, RATES, "Learning rate", "learning rate")
+    figure.get_layout_engine().set(wspace=0.06)
+
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(path, content.getvalue())
+
+
+def panel(axes, history, x, shown, title, ylabel, factor=1.0, value="{:.4g}") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = []
+    for key, label, colour, style in shown:
+        at, values = series(history, key, x)
+        if at:
+            values = [factor * v for v in values]
+            # a single epoch is a point and a short run shows its points; a long one is a line
+            marker = "o" if len(at) <= 30 else None
+            label = f"{label}  {value.format(values[-1])}"
+            axes.plot(at, values, style, color=COLOURS[colour], linewidth=1.8, marker=marker, markersize=4, label=label)
+            drawn += values
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(ylabel, color=INK)
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    last = max((record[x] for record in history), default=1)
+    axes.set_xlim(0, max(1.04 * last, last + 0.4))
+    if not drawn:
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="#999999")
+        return
+    if factor == 100:
+        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
+    elif min(drawn) >= 0:
+        axes.set_ylim(0, 1.06 * max(drawn) or 1)
+    if len(shown) == 1:
+        axes.yaxis.set_major_formatter("{x:g}")
+        return
+    legend = axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor="none", labelcolor=INK, title="at the end")
+    legend.set_alignment("left")
+    legend.get_title().set(fontsize=8, color="#777777")

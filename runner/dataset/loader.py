@@ -1,0 +1,191 @@
+"""From splits to batches on the device, in an order that depends on the seed and the epoch alone."""
+
+import signal
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from runner import keyed
+from runner.augment import Augment, Draw
+from runner.batch import Batch
+from runner.dataset import Dataset, Images, Split
+
+
+class Loader:
+    """Batches of a prepared data set.
+
+    Splits that are tensors live on the device as they are (uint8 pixels) and are gathered there by index; images that
+    are decoded on demand come from `workers` processes. Then, for both: augmentations on pixels, normalisation
+    (x - mean) / std, augmentations on the batch. What comes out is the same for any number of workers, and from any
+    step on: order, augmentation and random crops are keyed by (seed, epoch, sample index).
+
+    Parameters
+    ----------
+    dataset : prepared.
+    device : where batches go.
+    batch_size : samples of a step, over all ranks.
+    augments : in the order in which they apply, within each of the two phases.
+    workers : processes that decode. Default 0: decode in this one.
+    drop_last : leave out an epoch's last, smaller batch. Default False.
+    channels_last : memory format of image batches. Default False.
+    rank, world : this process among all. Each takes its contiguous share of every batch; shares differ by one sample at
+        most. A last batch of fewer than `world` samples is left out.
+    dtype : of the batches; half-precision ones are normalised in fp32. Default float32.
+
+    Attributes
+    ----------
+    steps_per_epoch : 0 where there is no batch of at least `world` samples.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        device: torch.device | str,
+        batch_size: int,
+        seed: int,
+        augments: list[Augment] = (),
+        workers: int = 0,
+        drop_last: bool = False,
+        channels_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.device, self.batch_size, self.seed, self.workers = torch.device(device), batch_size, seed, workers
+        self.rank, self.world, self.dtype = rank, world, dtype
+        self.samples = len(dataset.train)
+        self.pixel_augments = [a for a in augments if type(a).pixels is not Augment.pixels]
+        self.batch_augments = [a for a in augments if type(a).batch is not Augment.batch]
+        self.wide = dtype if dtype.itemsize >= 4 else torch.float32
+        places = (-1, *[1] * (len(dataset.shape) - 1))
+        self.mean = dataset.mean.to(self.device, self.wide).view(places)
+        self.scale = 1 / dataset.std.to(self.device, self.wide).clamp(min=1e-6).view(places)  # a constant input stays 0
+        image = len(dataset.shape) == 3
+        self.format = torch.channels_last if channels_last and image else torch.contiguous_format
+        self._resident = [[split, None] for split in (dataset.train, dataset.val, dataset.test)]
+        self._train = self._on_device(dataset.train)
+        self._workers: DataLoader | None = None
+        last = not drop_last and self.samples % batch_size >= world
+        self.steps_per_epoch = 0 if batch_size < world else self.samples // batch_size + last
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The training steps of an epoch, from step `start` on."""
+        order = torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples)).to(self.device)
+        steps = range(start, self.steps_per_epoch)
+        if isinstance(self._train.x, Tensor):
+            for step in steps:
+                index = order[self._share(step)]
+                yield self._training(epoch, step, index, self._train.x.index_select(0, index))
+        else:
+            on_cpu = order.cpu()
+            indices = (on_cpu[self._share(step)] for step in steps)
+            plan = (list(zip(index.tolist(), self._item_seeds(epoch, index), strict=True)) for index in indices)
+            for step, x in zip(steps, self._training_items(plan), strict=True):
+                yield self._training(epoch, step, order[self._share(step)], x.to(self.device, non_blocking=True))
+
+    def evaluate(self, split: Split, batch_size: int) -> Iterator[Batch]:
+        """The samples of a split in order, without augmentation; each rank its contiguous share of the split."""
+        split = self._on_device(split)
+        low, high = self._part(len(split))
+        slices = [slice(begin, min(begin + batch_size, high)) for begin in range(low, high, batch_size)]
+        if isinstance(split.x, Tensor):
+            inputs = (split.x[where] for where in slices)
+        else:
+            plan = _Plan([(i, None) for i in range(where.start, where.stop)] for where in slices)
+            workers = min(self.workers, len(slices)) if len(slices) > 1 else 0
+            inputs = (x.to(self.device, non_blocking=True) for x in self._items(split.x, plan, workers))
+        for where, x in zip(slices, inputs, strict=True):
+            index = torch.arange(where.start, where.stop, device=self.device)
+            domain = None if split.domain is None else split.domain[where]
+            yield Batch(self._normalise(x), split.y[where], index, domain)
+
+    def _part(self, count: int) -> tuple[int, int]:
+        """This rank's share of `count` samples in a row."""
+        return count * self.rank // self.world, count * (self.rank + 1) // self.world
+
+    def _total(self, step: int) -> int:
+        return min(self.batch_size, self.samples - step * self.batch_size)
+
+    def _share(self, step: int) -> slice:
+        low, high = self._part(self._total(step))
+        return slice(step * self.batch_size + low, step * self.batch_size + high)
+
+    def _training(self, epoch: int, step: int, index: Tensor, x: Tensor) -> Batch:
+        split, draw = self._train, None
+        if self.pixel_augments or self.batch_augments:
+            draw = Draw(self.seed, epoch, step, index)
+        for augment in self.pixel_augments:
+            x = augment.pixels(x, draw)
+        domain = None if split.domain is None else split.domain[index]
+        batch = Batch(self._normalise(x), split.y[index], index, domain, total=self._total(step))
+        for augment in self.batch_augments:
+            batch = augment.batch(batch, draw)
+        return batch
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        x = x.to(self.wide, memory_format=self.format) if x.dim() == 4 else x.to(self.wide)
+        # not in place: in evaluation, x may be a view of float inputs
+        return x.sub(self.mean).mul_(self.scale).to(self.dtype)
+
+    def _on_device(self, split: Split) -> Split:
+        """The split with its tensors on the device; the data set's own splits are moved once and kept."""
+        known = next((pair for pair in self._resident if pair[0] is split), [split, None])
+        if known[1] is None:
+            x = split.x.to(self.device) if isinstance(split.x, Tensor) else split.x
+            domain = None if split.domain is None else split.domain.to(self.device)
+            known[1] = Split(x, split.y.to(self.device), domain)
+        return known[1]
+
+    # ---- images decoded on demand
+
+    def _item_seeds(self, epoch: int, index: Tensor) -> list[int]:
+        low, high = (keyed.uniform(self.seed, "item", epoch, index, 2).double() * 2**24).long().unbind(1)
+        return (low + (high << 24)).tolist()
+
+    def _training_items(self, batches: Iterator[list]) -> Iterator[Tensor]:
+        if self._workers is None:
+            self._workers = self._items(self._train.x, _Plan([]), self.workers, persistent=self.workers > 0)
+        self._workers.batch_sampler.batches = batches
+        return iter(self._workers)
+
+    def _items(self, images: Images, plan: "_Plan", workers: int, persistent: bool = False) -> DataLoader:
+        return DataLoader(
+            _Items(images),
+            batch_sampler=plan,
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=persistent,
+            worker_init_fn=_quiet,
+            generator=torch.Generator(),  # its own, so that nothing is taken from the global one
+        )
+
+
+class _Plan:
+    """Batches of (index, seed), made while they are used; replaced for every epoch."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list]:
+        return iter(self.batches)
+
+
+class _Items(torch.utils.data.Dataset):
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __getitems__(self, items: list[tuple[int, int | None]]) -> Tensor:
+        return torch.stack([self.images.get(i, seed) for i, seed in items])
+
+
+def _as_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _quiet(worker: int) -> None:
+    """Ctrl-C is the main process's to handle, and it ends workers by SIGTERM whatever handler they inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,410 @@
+"""A run's folder `outputs/<name>/<run id>/`: what is written there, when, and by whom.
+
+.hydra/config.yaml, overrides.yaml   the resolved config; what the user typed
+environment.json, diff.patch         where and with what it ran, one entry per session
+metrics.jsonl                        one line per record: the record of truth, of which loggers are exporters
+curves.png                           drawn at the end
+failed.json                          the error, until the next start
+result.json                          last and atomically: its presence means done
+"""
+
+import json
+import logging
+import math
+import numbers
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import traceback
+from contextlib import suppress
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from runner.logger import Logger
+
+warn = logging.getLogger(__name__).warning
+
+PACKAGES = ("torch", "torchvision", "hydra-core", "omegaconf", "timm", "datasets", "numpy")
+
+
+class Stopped(Exception):
+    """Training was interrupted and can go on from the last checkpoint."""
+
+
+def plain(value: Any) -> Any:
+    """`value` as what JSON can hold: numbers of numpy and torch as Python's, non-finite floats as null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # arrays, tensors and numpy's booleans
+        return plain(value.tolist())
+    return str(value)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write beside `path`, flush to disk, then rename: readers see the old file or the new one, whole.
+
+    Raises OSError with one line that names the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_atomic(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict | None:
+    """The file's content, or None where there is no file. Raises ValueError where it is not JSON."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_config(folder: Path) -> dict:
+    """The run's resolved config. Raises ValueError where there is none."""
+    import yaml
+
+    try:
+        text = (folder / ".hydra" / "config.yaml").read_text()
+    except FileNotFoundError:
+        raise ValueError(f"{folder} is not a run's folder: it has no .hydra/config.yaml") from None
+    try:
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: ten times as fast
+    except yaml.YAMLError as error:
+        raise ValueError(f"{folder}/.hydra/config.yaml is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def finished(folder: Path) -> dict | None:
+    """The content of result.json, or None where the run is not done."""
+    return read_json(folder / "result.json")
+
+
+def history(folder: Path) -> list[dict]:
+    """The records of metrics.jsonl. A torn last line, of a process killed while it wrote, is left out.
+
+    Raises ValueError where a line before the last is not JSON: that is damage, not an interruption.
+    """
+    return [record for record, _ in _records(folder / "metrics.jsonl")]
+
+
+def _records(path: Path) -> list[tuple[dict, int]]:
+    """Every whole record of the file, with the byte at which its line ends."""
+    if not path.exists():
+        return []
+    found, end = [], 0
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or torn
+        end += len(line) + 1
+        try:
+            found.append((json.loads(line), end))
+        except ValueError:
+            if number == len(lines) - 1:  # blocks of a file may reach the disk out of order
+                break
+            raise ValueError(f"{path}, line {number}: not a JSON record") from None
+    return found
+
+
+class Record:
+    """The folder of one run, locked against a second process from `with` to its end.
+
+        with Record(folder, loggers) as record:
+            record.start(config, overrides, resumed_lines)
+            record.log({"step": 100, "epoch": 1, "train_loss": 0.7})
+            record.finish(result)
+
+    An exception inside `with` goes on as it is; what it means is noted on the way: KeyboardInterrupt, SystemExit and
+    `Stopped` close the loggers as 'stopped', any other as 'failed' and failed.json keeps it. A logger that raises is
+    warned about once and dropped: the local files are the record.
+
+    Parameters
+    ----------
+    folder : made where missing.
+    loggers : opened by `start`, in order.
+
+    Raises
+    ------
+    ValueError
+        On entering, where another live process holds the folder; the line names its pid and host.
+    """
+
+    def __init__(self, folder: Path, loggers: list[Logger]):
+        self.folder = Path(folder)
+        self.path = self.folder / "metrics.jsonl"
+        self.loggers = list(loggers)
+        self._open: list[Logger] = []
+        self._file = None
+        self._lines = 0
+        self._size = 0
+        self._step = None
+        self._result = None
+
+    # -- the lock
+
+    def __enter__(self) -> "Record":
+        from filelock import FileLock, Timeout
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / ".lock")  # the kernel gives it back when the process dies
+        owner = self.folder / ".lock.owner"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            who = owner.read_text().strip() if owner.exists() else "another process"
+            raise ValueError(f"{self.folder} is in use by {who}: wait until it ends, or stop it") from None
+        try:
+            write_atomic(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
+        try:
+            if self._result is not None:
+                self._close("done", self._result)
+            elif error is None or isinstance(error, KeyboardInterrupt | SystemExit | Stopped):
+                self._close("stopped", None)
+            else:
+                try:
+                    self.fail(error)
+                except OSError as problem:  # a full disk must not hide the error itself
+                    warn("%s", problem)
+                self._close("failed", None)
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+            (self.folder / ".lock.owner").unlink(missing_ok=True)
+            self._lock.release()
+
+    # -- start, log, finish
+
+    def start(self, config: dict, overrides: list[str], resumed_lines: int | None) -> None:
+        """Write what is known before the first step and open the loggers.
+
+        config: resolved, nested, plain. overrides: what the user typed. resumed_lines: how many lines metrics.jsonl
+        had when the checkpoint was taken (later ones are dropped: they are computed again and come out the same), or
+        None for a run from its beginning.
+
+        Raises ValueError with one line where a logger's package is not installed.
+        """
+        from omegaconf import OmegaConf
+
+        for name in ("result.json", "failed.json"):
+            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / ".hydra").mkdir(exist_ok=True)
+        write_atomic(self.folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_atomic(self.folder / ".hydra" / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+        self._truncate(resumed_lines or 0)
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self._note_session(now, config, resumed_lines)
+        self._note_index(now, overrides, resumed_lines is not None)
+        for logger in self.loggers:
+            self._open_logger(logger, config, resumed_lines is not None)
+
+    def _truncate(self, lines: int) -> None:
+        kept = _records(self.path)[:lines]
+        if len(kept) < lines:
+            warn("%s holds %d of the %d lines that the checkpoint knows of", self.path, len(kept), lines)
+        self._lines = len(kept)
+        self._size = kept[-1][1] if kept else 0
+        self._step = kept[-1][0].get("step") if kept else None
+        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - closed in __exit__
+        if self.path.is_file() and self.path.stat().st_size > self._size:
+            os.truncate(self.path, self._size)
+
+    def log(self, record: dict) -> None:
+        """Append one line, whole or not at all, and pass its numbers on to the loggers. Non-finite floats are null.
+
+        Raises OSError with one line that names the file where it cannot be written (a full disk, a quota).
+        """
+        record = plain(record)
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        try:
+            done = 0
+            while done < len(line):  # a nearly full disk takes part of a line first, and refuses the rest
+                done += self._file.write(line[done:])
+        except OSError as error:
+            with suppress(OSError):  # else history() and the next start leave the torn line out
+                os.truncate(self.path, self._size)
+            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
+        self._size += len(line)
+        self._lines += 1
+        self._step = record.get("step", self._step)
+        shown = {key: value for key, value in record.items() if value is not None}
+        for logger in list(self._open):
+            self._guard(logger, "log", shown)
+
+    @property
+    def lines(self) -> int:
+        """How many lines metrics.jsonl has: what a checkpoint must remember for `start`."""
+        return self._lines
+
+    def history(self) -> list[dict]:
+        return history(self.folder)
+
+    def finish(self, result: dict) -> None:
+        """Draw curves.png, write result.json, close the loggers as 'done'."""
+        result = plain(result)
+        try:
+            from runner.curves import draw
+
+            draw(self.history(), self.folder / "curves.png")
+        except Exception as error:  # a picture that cannot be drawn is no reason to call the training not done
+            warn("curves.png was not drawn: %s: %s", type(error).__name__, error)
+        write_json(self.folder / "result.json", result)
+        self._result = result
+        self._close("done", result)
+
+    def fail(self, error: BaseException) -> None:
+        """Keep the error in failed.json, until the next start."""
+        content = {
+            "status": "failed",
+            "type": type(error).__name__,
+            "message": str(error),
+            "step": getattr(error, "step", self._step),
+            "traceback": "".join(traceback.format_exception(error)),
+        }
+        write_json(self.folder / "failed.json", content)
+
+    # -- loggers
+
+    def _open_logger(self, logger: Logger, config: dict, resumed: bool) -> None:
+        self._open.append(logger)
+        try:
+            logger.start(self.folder, self.folder.name, config, resumed)
+        except ImportError as error:
+            self._open.remove(logger)
+            option = type(logger).__module__.rpartition(".")[2]
+            message = f"logger={option} needs a package that is not here ({error}): pip install {error.name or option}"
+            raise ValueError(message) from error
+        except Exception as error:
+            self._drop(logger, error)
+
+    def _guard(self, logger: Logger, method: str, *arguments) -> None:
+        try:
+            getattr(logger, method)(*arguments)
+        except Exception as error:
+            self._drop(logger, error)
+
+    def _drop(self, logger: Logger, error: Exception) -> None:
+        if logger in self._open:
+            self._open.remove(logger)
+        name, what = type(logger).__name__, " ".join(str(error).split())
+        warn("%s is left out from here on: %s: %s", name, type(error).__name__, what)
+
+    def _close(self, status: str, result: dict | None) -> None:
+        while self._open:
+            logger = self._open.pop()
+            self._guard(logger, "finish", status, result)
+
+    # -- the environment
+
+    def _note_session(self, now: str, config: dict, resumed_lines: int | None) -> None:
+        path = self.folder / "environment.json"
+        sessions = (read_json(path) or {}).get("sessions", [])
+        session = {"start": now, "resumed_lines": resumed_lines, **environment(str(config.get("device", "cpu")))}
+        session["git"], patch = checkout(Path(__file__).parent)
+        if patch:
+            number = len(sessions) + 1
+            name = "diff.patch" if number == 1 else f"diff.{number}.patch"
+            session["git"]["diff"] = name
+            write_atomic(self.folder / name, patch)
+        write_json(path, {"sessions": [*sessions, session]})
+
+    def _note_index(self, now: str, overrides: list[str], resumed: bool) -> None:
+        typed = shlex.join(overrides) or "(defaults)"
+        line = f"{self.folder.name}  {now}  {typed}{'  (resumed)' if resumed else ''}".replace("\n", " ")
+        descriptor = os.open(self.folder.parent / "index.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, line.encode() + b"\n")  # one write: lines of concurrent runs do not mix
+        finally:
+            os.close(descriptor)
+
+
+def environment(device: str) -> dict:
+    """What the numbers may depend on, apart from the config and the code."""
+    import torch  # not above: the table and the export read folders and need none of it
+
+    from runner import distributed
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    where = distributed.device(device)
+    on_gpu = where.type == "cuda" and torch.cuda.is_available()
+    return {
+        "argv": sys.argv,
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "device": str(where),
+        "device_name": torch.cuda.get_device_name(where) if on_gpu else processor(),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world,
+    }
+
+
+def processor() -> str:
+    """The CPU's name where the system tells, else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def checkout(folder: Path) -> tuple[dict | None, bytes]:
+    """The commit of the git checkout that holds `folder`, whether it is dirty, and the changes as a patch.
+
+    Files that git does not know are named and not in the patch. (None, b"") where the folder is installed, not checked
+    out (a virtual environment inside somebody's checkout included), or git is missing or does not answer.
+    """
+
+    def git(*arguments: str) -> bytes:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+
+    try:
+        if not git("ls-files", "--", "."):
+            return None, b""
+        commit = git("rev-parse", "HEAD").decode().strip()
+        status = git("status", "--porcelain").decode(errors="replace").splitlines()
+        patch = git("diff", "--binary", "--no-ext-diff", "--no-color", "HEAD") if status else b""
+    except (OSError, subprocess.SubprocessError):
+        return None, b""
+    return {"commit": commit, "dirty": bool(status), "untracked": [x[3:] for x in status if x[:2] == "??"]}, patch

@@ -1,0 +1,35 @@
+"""Average top-k loss."""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from runner.batch import Batch
+from runner.risk import Risk
+from runner.risk.mean import weighted
+from runner.schema import Range
+
+
+class TopK(Risk):
+    """The average of the k largest losses (Fan et al., NeurIPS 2017, arXiv:1705.08826).
+
+        (1/k) sum_{j <= k} l_[j],   l_[1] >= l_[2] >= ...,   k = max(1, round(fraction * B))
+
+    The paper takes the k largest over the training set; a step sees those of its own batch, and with
+    `train.accumulate` or several devices those of each micro-batch. Weights, where the batch has them, multiply the
+    losses before they are ranked. Half a loss rounds to the even k. fraction = 1 is the mean; small ones tend to the
+    maximum and give noisy gradients. Losses (B,), or (B, T) taken as B * T losses, give a scalar.
+
+    Parameters
+    ----------
+    fraction : share of the batch that counts, in (0, 1]. Default 0.5; the paper tunes k and has no default.
+    """
+
+    def __init__(self, fraction: Annotated[float, Range(0, 1, open_low=True)] = 0.5):
+        super().__init__()
+        self.fraction = fraction
+
+    def forward(self, losses: Tensor, batch: Batch) -> Tensor:
+        losses = weighted(losses, batch).flatten()
+        k = max(1, round(self.fraction * len(losses)))
+        return losses.topk(k, sorted=False).values.mean()

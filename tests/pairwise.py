@@ -1,0 +1,32 @@
+"""A covering array: few runs in which every pair of options of any two groups occurs at least once."""
+
+import itertools
+import random
+
+
+def pairwise(axes: dict[str, list[str]], seed: int = 0) -> list[dict[str, str]]:
+    """Greedy: each row is built axis by axis, taking the value that covers most uncovered pairs, best of 20 tries."""
+    rng = random.Random(seed)
+    names = list(axes)
+    left = {
+        frozenset([(a, x), (b, y)]) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]
+    }
+    rows = []
+    while left:
+        best: tuple[int, dict] = (-1, {})
+        for _ in range(20):
+            row = dict(rng.choice(sorted(map(sorted, left))))
+            for name in rng.sample(names, len(names)):
+                if name not in row:
+                    gains = [
+                        (sum(frozenset([(name, value), item]) in left for item in row.items()), rng.random(), value)
+                        for value in axes[name]
+                    ]
+                    row[name] = max(gains)[2]
+            gain = sum(frozenset(pair) in left for pair in itertools.combinations(row.items(), 2))
+            if gain > best[0]:
+                best = (gain, row)
+        row = best[1]
+        left -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        rows.append(row)
+    return rows

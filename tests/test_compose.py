@@ -1,0 +1,120 @@
+"""Every option trains; every pair of options trains; half a run plus its resumption is the whole run, bit for bit."""
+
+import itertools
+
+import pytest
+import torch
+
+from runner.checkpoint import load
+from runner.listing import GROUPS, conf_dir, options
+from tests.pairwise import pairwise
+from tests.tiny import trainer
+
+BASE = ["dataset.subset=24", "dataset.val=0.25", "train.batch_size=6", "train.steps=2", "train.eval_batch_size=512"]
+
+
+def usable(group: str) -> list[str]:
+    """Options that run on digits, 1x8x8 and without a network; test_dataset and test_model cover the others."""
+    return [o for o in options(group, [conf_dir()]) if group != "dataset" or o == "digits"]
+
+
+def words(group: str, option: str) -> list[str]:
+    return [f"{group}={option}", *(["model.name=resnet10t"] if option == "timm" else [])]
+
+
+def two_steps(*overrides: str):
+    run = trainer(*BASE, *overrides)
+    if run.precision.scale:
+        run.precision.scale.value = 2.0**8  # the default is meant to overflow a few times before it settles
+    before = run.weights.clone()
+    for batch in itertools.islice(run.loader.epoch(0, 0), 2):
+        loss = run.step(batch)
+        assert loss is None or torch.isfinite(loss)
+    assert torch.isfinite(run.weights.data).all()
+    assert not torch.equal(before, run.weights.data)
+    return run
+
+
+TOO_SMALL = {"lenet"}  # digits are, for it
+SINGLES = [(g, o) for g in GROUPS if g not in ("dataset", "logger") for o in usable(g) if o not in TOO_SMALL]
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in SINGLES if pair[1] != "wrn_28_10"])
+def test_every_option_trains_two_steps(group, option):
+    two_steps(*words(group, option))
+
+
+SLOW = {*TOO_SMALL, "wrn_28_10", "wrn_16_8", "timm"}
+AXES = {group: [o for o in usable(group) if o not in SLOW] for group in GROUPS if group != "logger"}
+AXES["precision"] = ["fp32", "bf16", "fp16"]
+AXES["accumulate"] = ["1", "2"]
+ROWS = pairwise(AXES)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row.values()))
+def test_every_pair_of_options_trains_two_steps(row):
+    overrides = [f"{group}={option}" for group, option in row.items() if group in GROUPS]
+    two_steps(*overrides, f"train.precision={row['precision']}", f"train.accumulate={row['accumulate']}")
+
+
+def test_the_pairs_are_all_there():
+    for (a, xs), (b, ys) in itertools.combinations(AXES.items(), 2):
+        for x, y in itertools.product(xs, ys):
+            assert any(row[a] == x and row[b] == y for row in ROWS)
+
+
+def everything(run) -> dict:
+    state = run.state_dict()
+    state.pop("seconds")
+    return state
+
+
+def same(a, b, path="") -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+RESUMED = [(g, o) for g, o in SINGLES if o not in (*SLOW, "resnet20", "none")]
+FULL = ["augment=[crop_flip,cutout,mixup]", "hook=[ema,clip]", "optim=sam"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[f"{g}={o}"] for g, o in RESUMED]
+    + [FULL, [*FULL, "model=resnet20"], [*FULL, "train.precision=fp16"], [*FULL, "dataset.noise=symmetric", "dataset.noise_rate=0.3"]],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("stop_after", [4, 6])
+def test_half_a_run_plus_its_resumption_is_the_whole_run(overrides, stop_after, tmp_path):
+    """Four steps are an epoch: once stopped at its end, once within the second."""
+    base = ["dataset.subset=32", "dataset.val=0.25", "train.batch_size=6", "train.epochs=3"]
+
+    def steps(run, count):
+        while run.count < count:
+            epoch, position = divmod(run.count, run.steps_per_epoch)
+            for batch in run.loader.epoch(epoch, position):
+                run.step(batch)
+                if run.count == count or run.count % run.steps_per_epoch == 0:
+                    break
+
+    whole = trainer(*base, *overrides)
+    assert whole.steps_per_epoch == 4
+    steps(whole, 12)
+    first = trainer(*base, *overrides, folder=tmp_path)
+    steps(first, stop_after)
+    first.save()
+    second = trainer(*base, *overrides, "seed=0", folder=tmp_path)
+    torch.manual_seed(123)  # whatever the process did before
+    second.load_state_dict(load(tmp_path / "last.pt"))
+    steps(second, 12)
+    same(everything(whole), everything(second))

@@ -1,0 +1,282 @@
+"""The contract of every loss in conf/loss, its values against tests/reference/loss_<option>.py, and known points."""
+
+import importlib
+import importlib.util
+import inspect
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+from runner.batch import Batch, Output
+from runner.loss.ce import CrossEntropy
+from runner.loss.focal import Focal
+from runner.loss.mse import Square
+from runner.loss.poly import Poly
+from runner.loss.poly_focal import PolyFocal
+
+ROOT = Path(__file__).resolve().parents[1]
+OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
+B, C, D = 6, 5, 3
+CONTEXT = {"classes": C, "samples": 20, "class_counts": torch.tensor([8, 5, 4, 2, 1])}
+
+
+def make(option, **settings):
+    node = yaml.safe_load((ROOT / "conf" / "loss" / f"{option}.yaml").read_text())
+    module, name = node.pop("_target_").rsplit(".", 1)
+    target = getattr(importlib.import_module(module), name)
+    asked = inspect.signature(target).parameters
+    return target(**{key: value for key, value in CONTEXT.items() if key in asked}, **(node | settings))
+
+
+def reference(option):
+    path = ROOT / "tests" / "reference" / f"loss_{option}.py"
+    assert path.exists(), f"conf/loss/{option}.yaml needs an independent formula in {path.relative_to(ROOT)}"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings():
+    """(option, one of its reference's settings); one without a reference fails when it comes to its values."""
+    found = []
+    for option in OPTIONS:
+        path = ROOT / "tests" / "reference" / f"loss_{option}.py"
+        for setting in reference(option).SETTINGS if path.exists() else [{}]:
+            found.append(
+                pytest.param(option, setting, id="-".join([option, *(f"{k}={v}" for k, v in setting.items())]))
+            )
+    return found
+
+
+def batch(y, index=None):
+    rows = len(y)
+    return Batch(torch.zeros(rows, D), y, torch.arange(rows) if index is None else index)
+
+
+def value(loss, logits, y):
+    return loss(Output(logits, logits.new_zeros(*logits.shape[:-1], D)), batch(y))
+
+
+def draw(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+IDS = torch.tensor([0, 4, 2, 2, 1, 3])
+SOFT = torch.softmax(draw(B, C, seed=1), -1)
+
+
+def test_there_are_losses():
+    assert {"ce", "focal", "poly", "poly_focal", "mse"} <= set(OPTIONS)
+
+
+# ---- the contract
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_shape_and_dtype(option, dtype):
+    loss = value(make(option), draw(B, C).to(dtype), IDS)
+    assert loss.shape == (B,)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_is_computed_in_fp32(option):
+    logits = draw(B, C).half()
+    torch.testing.assert_close(value(make(option), logits, IDS), value(make(option), logits.float(), IDS))
+
+
+@pytest.mark.parametrize(("option", "setting"), settings())
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
+def test_finite_at_extreme_logits(option, setting, targets):
+    signs = torch.tensor([[1, -1, -1, -1, -1], [-1, -1, -1, -1, -1], [1, 1, 1, 1, 1.0]])
+    rows = torch.cat([signs.roll(c, 1) for c in range(C)] + [torch.zeros(1, C)])  # right and wrong, alone and tied
+    for scale in (1e4, 65504.0, 20.0, 1e-4):
+        for row in rows:
+            logits = (row * scale).repeat(B, 1).requires_grad_()
+            loss = value(make(option, **setting), logits, targets)
+            assert torch.isfinite(loss).all(), (scale, row, loss)
+            (gradient,) = torch.autograd.grad(loss.sum(), logits)
+            assert torch.isfinite(gradient).all(), (scale, row, gradient)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_finite_at_the_largest_fp16_logits(option):
+    for y in range(C):
+        logits = torch.full((C, C), -65504.0, dtype=torch.float16).fill_diagonal_(65504.0).requires_grad_()
+        loss = value(make(option), logits, torch.full((C,), y))
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("option", "setting"), settings())
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
+def test_gradient_is_that_of_finite_differences(option, setting, targets):
+    loss = make(option, **setting).double()
+    assert torch.autograd.gradcheck(lambda z: value(loss, z, targets), draw(B, C).requires_grad_(), atol=1e-6)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_changes_no_state(option, training):
+    loss = make(option).train(training)
+    before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
+    plain = {k: v for k, v in vars(loss).items() if isinstance(v, int | float | str | bool | type(None))}
+    logits = draw(B, C, dtype=torch.float32)
+    first, second = value(loss, logits, IDS), value(loss, logits, IDS)
+    assert torch.equal(first, second)
+    assert loss.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
+    assert all(vars(loss)[k] == v for k, v in plain.items())
+
+
+@pytest.mark.parametrize(("option", "setting"), settings())
+def test_leading_axes_broadcast(option, setting):
+    loss, logits = make(option, **setting), draw(B, 3, C)
+    for y in (IDS[:, None].repeat(1, 3), SOFT[:, None].repeat(1, 3, 1)):
+        tokens = value(loss, logits, y)
+        assert tokens.shape == (B, 3)
+        for t in range(3):
+            torch.testing.assert_close(tokens[:, t], value(loss, logits[:, t], y[:, t]))
+
+
+@pytest.mark.parametrize(("option", "setting"), settings())
+def test_one_hot_targets_equal_class_ids(option, setting):
+    loss, logits = make(option, **setting), draw(B, C)
+    torch.testing.assert_close(value(loss, logits, F.one_hot(IDS, C).float()), value(loss, logits, IDS))
+
+
+@pytest.mark.parametrize(("option", "setting"), settings())
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
+def test_values_of_the_formula(option, setting, targets):
+    logits = draw(B, C)
+    expected = reference(option).reference(logits.numpy(), targets.numpy(), **setting)
+    assert expected.shape == (B,)
+    np.testing.assert_allclose(
+        value(make(option, **setting), logits, targets).numpy(), expected, rtol=1e-10, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(("option", "setting"), settings())
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
+@pytest.mark.parametrize("shared", [True, False], ids=["same data", "own data"])
+def test_replica_axis_equals_a_loop(option, setting, targets, shared):
+    loss, logits = make(option, **setting), draw(3, B, C)
+    y = torch.stack([targets] * 3 if shared else [targets, targets.roll(1, 0), targets.flip(0)])
+    index = torch.arange(B)
+
+    def one(z, y):
+        return loss(Output(z, z.new_zeros(B, D)), batch(y, index)).sum()
+
+    both = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, None if shared else 0))
+    gradients, values = both(logits, y[0] if shared else y)
+    for k in range(3):
+        z = logits[k].clone().requires_grad_()
+        alone = one(z, y[k])
+        torch.testing.assert_close(values[k], alone.detach())
+        torch.testing.assert_close(gradients[k], torch.autograd.grad(alone, z)[0])
+
+
+# ---- points worked out by hand: p = softmax(ln 2, 0, 0) = (1/2, 1/4, 1/4), targets 0 and 1
+
+
+HALF = torch.tensor([[log(2), 0, 0], [log(2), 0, 0]], dtype=torch.float64)
+POINTS = [
+    # -ln(1/2) and -ln(1/4)
+    (CrossEntropy(), [0.6931471806, 1.3862943611]),
+    # s = 0.3: q = (0.8, 0.1, 0.1) gives 0.8 ln 2 + 0.2 ln 4 = 1.2 ln 2,
+    # and q = (0.1, 0.8, 0.1) gives 0.1 ln 2 + 0.9 ln 4 = 1.9 ln 2
+    (CrossEntropy(0.3), [0.8317766167, 1.3169796431]),
+    # (1/2)^2 ln 2 and (3/4)^2 ln 4 = 0.5625 * 1.3862943611
+    (Focal(2.0), [0.1732867951, 0.7797905781]),
+    # (1/2)^(1/2) ln 2 = 0.7071067812 * 0.6931471806 and (3/4)^(1/2) ln 4 = 0.8660254038 * 1.3862943611
+    (Focal(0.5), [0.4901290717, 1.2005661339]),
+    # ln 2 + 2 * 1/2 and ln 4 + 2 * 3/4
+    (Poly(2.0), [1.6931471806, 2.8862943611]),
+    # s = 0.3: 1.2 ln 2 + 0.8 * 1/2 + 0.2 * 3/4 = + 0.55 and 1.9 ln 2 + 0.1 * 1/2 + 0.9 * 3/4 = + 0.725
+    (Poly(1.0, 0.3), [1.3817766167, 2.0419796431]),
+    # 0.1732867951 + (1/2)^3 and 0.7797905781 + (3/4)^3 = + 0.421875
+    (PolyFocal(1.0, 2.0), [0.2982867951, 1.2016655781]),
+]
+
+
+@pytest.mark.parametrize(("loss", "expected"), POINTS, ids=lambda value: getattr(value, "_get_name", str)())
+def test_hand_computed(loss, expected):
+    torch.testing.assert_close(value(loss, HALF, torch.tensor([0, 1])), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_square_by_hand():
+    logits = torch.tensor([[2.0, 0.0, -1.0]])
+    # ((2 - 1)^2 + 0^2 + (-1)^2) / 3
+    torch.testing.assert_close(value(Square(), logits, torch.tensor([0])), torch.tensor([2 / 3]))
+    # (15 (2 - 30)^2 + 0 + 1) / 3 = (11760 + 1) / 3
+    torch.testing.assert_close(value(Square(15.0, 30.0), logits, torch.tensor([0])), torch.tensor([11761 / 3]))
+
+
+def test_poly_equals_the_values_of_optax():
+    """optax computed these for its own tests with the TensorFlow code that the paper prints."""
+    logits = torch.tensor([[0.14, 1.456, 2.356, -0.124, -2.47]], dtype=torch.float64)
+    y = torch.tensor([[0.1, 0.15, 0.2, 0.25, 0.3]], dtype=torch.float64)
+    for epsilon, expected in {2: 4.5317, 1: 3.7153, -1: 2.0827, 0: 2.8990, 1.15: 3.8378, 5.45: 7.3480}.items():
+        assert value(Poly(epsilon), logits, y).item() == pytest.approx(expected, abs=1e-4)
+
+
+# ---- identities
+
+
+@pytest.mark.parametrize("y", [IDS, SOFT], ids=["ids", "soft"])
+def test_special_cases(y):
+    z = draw(B, C)
+    ce = F.cross_entropy(z, y, reduction="none")
+    torch.testing.assert_close(value(CrossEntropy(), z, y), ce)
+    torch.testing.assert_close(value(Focal(0.0), z, y), ce)
+    torch.testing.assert_close(value(Poly(0.0), z, y), ce)
+    torch.testing.assert_close(value(PolyFocal(0.0, 0.0), z, y), ce)
+    torch.testing.assert_close(value(PolyFocal(0.0, 1.5), z, y), value(Focal(1.5), z, y))
+    torch.testing.assert_close(value(PolyFocal(0.7, 0.0), z, y), value(Poly(0.7), z, y))
+    smooth = F.cross_entropy(z, y, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(value(CrossEntropy(0.2), z, y), smooth)
+    torch.testing.assert_close(value(Poly(0.0, 0.2), z, y), smooth)
+
+
+def test_plain_square_is_the_mean_square_to_one_hot():
+    z = draw(B, C)
+    torch.testing.assert_close(
+        value(Square(), z, IDS), F.mse_loss(z, F.one_hot(IDS, C).double(), reduction="none").mean(-1)
+    )
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(0.1), Focal(), Poly(), PolyFocal(), Square(15.0, 30.0)], ids=str)
+def test_mixed_targets_mix_the_losses(loss):
+    """mixup, arXiv:1710.09412: training on the mixed target is the mixture of the two targets' losses."""
+    z, other, lam = draw(B, C), IDS.roll(1), 0.3
+    mixed = lam * F.one_hot(IDS, C) + (1 - lam) * F.one_hot(other, C)
+    torch.testing.assert_close(value(loss, z, mixed), lam * value(loss, z, IDS) + (1 - lam) * value(loss, z, other))
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        (CrossEntropy(), "label_smoothing"),
+        (Focal(), "gamma"),
+        (Poly(), "epsilon"),
+        (PolyFocal(), "gamma"),
+        (Square(), "k"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value._get_name(),
+)
+def test_a_hyperparameter_may_differ_between_replicas(loss, name):
+    z, settings = draw(B, C), torch.tensor([0.0, 0.3, 0.9])
+
+    def one(setting):
+        setattr(loss, name, setting)
+        return value(loss, z, IDS)
+
+    packed = torch.func.vmap(one)(settings)
+    torch.testing.assert_close(packed, torch.stack([one(setting.item()) for setting in settings]), rtol=1e-6, atol=1e-7)

@@ -1,0 +1,246 @@
+"""The contract of the sharpness seam over every option, and each method against a numpy transcription."""
+
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from runner.batch import Batch
+from runner.build import build, parameters
+from runner.listing import conf_dir, options
+from runner.precision import LossScale, Overflow
+from runner.trainer import Closure
+from runner.weights import Weights
+from tests.tiny import SMALL, trainer
+
+NAMES = list(options("sharpness", [conf_dir()]))
+RADIUS = {"sam": "rho", "asam": "rho"}  # the parameter whose zero is the plain gradient
+
+
+def node(name: str) -> dict:
+    return yaml.safe_load((conf_dir() / "sharpness" / f"{name}.yaml").read_text())
+
+
+def some_batch(run, size: int = 32, start: int = 0) -> Batch:
+    batch = next(run.loader.epoch(0, 0))
+    batch = batch.select(slice(start, start + size))
+    batch.total = len(batch)
+    return batch
+
+
+def gradient_of(run, batch: Batch) -> torch.Tensor:
+    run.gradient(batch, note=False)
+    return run.weights.grad.clone()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_come_back_bit_for_bit_and_the_pass_is_the_one_at_w(name):
+    run = trainer(*SMALL, f"sharpness={name}")
+    batch = some_batch(run)
+    before = run.weights.clone()
+    first = run.sharpness(Closure(run, batch, alone=False), run.weights)
+    assert torch.equal(run.weights.data, before)
+    plain = Closure(run, batch, alone=False)()
+    assert torch.equal(first.loss, plain.loss)
+    assert torch.equal(first.out.logits, plain.out.logits)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in RADIUS])
+def test_a_vanishing_radius_gives_the_plain_gradient(name):
+    batch = None
+    grads = []
+    for options in ([f"sharpness={name}", f"sharpness.{RADIUS[name]}=1e-9"], ["sharpness=none"], [f"sharpness={name}"]):
+        run = trainer(*SMALL, *options, double=True)
+        batch = batch or some_batch(run)
+        grads.append(gradient_of(run, batch))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
+    assert (grads[2] - grads[1]).norm() > 1e-3 * grads[1].norm()  # and a real radius does something
+
+
+def test_every_radius_is_listed():
+    for name in NAMES:
+        assert name in RADIUS or name == "none", f"tell this test which parameter of {name} is its radius"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_running_statistics_equal_those_of_one_pass(name):
+    runs = [trainer(*SMALL[:-1], "model=resnet20", f"sharpness={option}") for option in (name, "none")]
+    batch = some_batch(runs[0], 8)
+    for run in runs:
+        run.gradient(batch)
+    for (key, a), (_, b) in zip(runs[0].model.named_buffers(), runs[1].model.named_buffers(), strict=True):
+        assert torch.equal(a, b), key
+    assert all(norm.track_running_stats for norm in runs[0].norms)
+    assert len(runs[0].norms) == 19
+
+
+def grad_fn(w: np.ndarray) -> np.ndarray:
+    """Gradient of sum_i (w_i^4 / 4 + i * w_i^2)."""
+    return w**3 + 2 * np.arange(len(w)) * w
+
+
+class Quartic:
+    """A closure on a function whose gradient numpy can write."""
+
+    def __init__(self, weights: Weights):
+        self.weights, self.at = weights, []
+
+    def __call__(self, mask=None, create_graph=False):
+        w = np.concatenate([p.detach().numpy().ravel() for p in self.weights.parameters])
+        self.at.append(w)
+        g, start = grad_fn(w), 0
+        for _, view in self.weights.views(self.weights.grad):
+            view.copy_(torch.tensor(g[start : start + view.numel()]).view_as(view))
+            start += view.numel()
+
+
+def reference_sam(w, rho):
+    g = grad_fn(w)
+    return grad_fn(w + rho * g / (np.sqrt((g**2).sum()) + 1e-12))
+
+
+def reference_asam(w, rho, eta):
+    """Names are 'weight' (the first six) and 'bias'."""
+    g = grad_fn(w)
+    t = np.array([abs(w[i]) + eta if i < 6 else 1.0 for i in range(len(w))])
+    tg = t * g
+    return grad_fn(w + rho * t * tg / (np.sqrt((tg**2).sum()) + 1e-16))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "reference"),
+    [
+        ("sam", {"rho": 0.05}, reference_sam),
+        ("sam", {"rho": 2.0}, reference_sam),
+        ("asam", {"rho": 0.5, "eta": 0.01}, reference_asam),
+        ("asam", {"rho": 2.0, "eta": 0.0}, reference_asam),
+    ],
+)
+def test_gradient_equals_the_numpy_transcription(name, settings, reference):
+    layer = nn.Linear(3, 2).double()
+    weights = Weights(layer)
+    w = np.concatenate([p.detach().numpy().ravel() for p in weights.parameters]).copy()
+    build(node(name) | settings, "sharpness")(Quartic(weights), weights)
+    found = np.concatenate([view.numpy().ravel() for _, view in weights.views(weights.grad)])
+    np.testing.assert_allclose(found, reference(w, **settings), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accumulation_equals_the_large_batch(name):
+    whole, parts = (trainer(*SMALL, f"sharpness={name}", f"train.accumulate={k}", double=True) for k in (1, 3))
+    batch = some_batch(whole)
+    a, b = gradient_of(whole, batch), gradient_of(parts, batch)
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+def test_m_sharpness_is_the_mean_over_groups_each_with_its_own_perturbation():
+    run = trainer(*SMALL, "sharpness=sam", "sharpness.m=8", double=True)
+    alone = trainer(*SMALL, "sharpness=sam", double=True)
+    batch = some_batch(run)
+    found = gradient_of(run, batch)
+    groups = []
+    for start in range(0, 32, 8):
+        part = batch.select(slice(start, start + 8))
+        part.total = 8
+        groups.append(gradient_of(alone, part))
+    torch.testing.assert_close(found, torch.stack(groups).mean(0), rtol=1e-10, atol=1e-13)
+    assert (found - gradient_of(alone, batch)).norm() > 1e-4 * found.norm()
+
+
+class FailingClosure(Closure):
+    """Gives gradients that are not finite in one pass."""
+
+    fail_at = 0
+
+    def __call__(self, *args, **kwargs):
+        if self.passes == self.fail_at:
+            self.run.precision.scale.value = 2.0**120
+        found = super().__call__(*args, **kwargs)
+        self.run.precision.scale.value = 2.0**10
+        return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fail_at", [0, 1])
+@pytest.mark.parametrize("m", ["null", "16"])
+def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypatch):
+    options = [f"sharpness.m={m}"] if "m" in parameters(type(trainer(*SMALL, f"sharpness={name}").sharpness))[0] else []
+    run = trainer(*SMALL[:-1], "model=resnet20", f"sharpness={name}", *options, "train.precision=fp16", "hook=[ema,clip]", "schedule=constant")
+    run.precision.scale = LossScale(2.0**8)
+    seen = []
+    monkeypatch.setattr(run.loss, "observe", lambda out, batch: seen.append(len(batch)))
+    batch = some_batch(run, 32)
+    assert run.step(batch) is not None  # so that the optimizer has a state
+    observed = len(seen)
+
+    def state():
+        kept = run.state_dict()
+        return {key: kept[key] for key in ("model", "optimizer", "hooks", "sums")}, run.weights.clone()
+
+    (before, w), count = state(), run.count
+    before = torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, before)
+    monkeypatch.setattr("runner.trainer.Closure", type("Failing", (FailingClosure,), {"fail_at": fail_at}))
+    passes = 1 if name == "none" else 2
+    if fail_at >= passes:
+        pytest.skip(f"{name} makes one pass")
+    scale = run.precision.scale
+    assert run.step(batch) is None
+    (after, w_after) = state()
+    assert torch.equal(w, w_after)
+    leaves = zip(torch.utils._pytree.tree_leaves(before), torch.utils._pytree.tree_leaves(after), strict=True)
+    assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in leaves)
+    assert len(seen) == observed
+    assert scale.skipped == 1
+    assert run.count == count + 1
+
+
+def test_overflow_is_raised_inside_the_restoring_context():
+    run = trainer(*SMALL, "sharpness=sam", "train.precision=fp16")
+    run.precision.scale = LossScale(2.0**127)
+    before = run.weights.clone()
+    with pytest.raises(Overflow):
+        run.gradient(some_batch(run))
+    assert torch.equal(run.weights.data, before)
+
+
+def test_fp16_agrees_with_fp32():
+    a, b = (trainer(*SMALL, "sharpness=sam", f"train.precision={p}") for p in ("fp32", "fp16"))
+    batch = some_batch(a)
+    x, y = gradient_of(a, batch), gradient_of(b, batch)
+    assert (x - y).norm() < 0.01 * x.norm()
+    assert not torch.equal(x, y)  # fp16 was really used
+
+
+def test_closure_mask_is_the_mean_over_the_chosen_samples():
+    run = trainer(*SMALL, double=True)
+    batch = some_batch(run)
+    mask = torch.arange(len(batch)) % 3 == 0
+    Closure(run, batch, alone=False)(mask)
+    found = run.weights.grad.clone()
+    part = batch.select(mask)
+    part.total = len(part)
+    torch.testing.assert_close(found, gradient_of(run, part), rtol=1e-10, atol=1e-13)
+
+
+def test_closure_create_graph_differentiates_the_gradient():
+    """d/dw of ||g||^2 / 2 is the Hessian times g: central differences of the gradient along g."""
+    run = trainer(*SMALL, "train.accumulate=2", "optim.weight_decay=0", double=True)
+    batch = some_batch(run)
+    first = Closure(run, batch, alone=False)(create_graph=True)
+    g = run.weights.grad.clone()
+    torch.testing.assert_close(first.grad.detach(), g)
+    torch.testing.assert_close(gradient_of(run, batch), g, rtol=1e-10, atol=1e-13)
+    first = Closure(run, batch, alone=False)(create_graph=True)
+    run.weights.zero_grad()
+    (0.5 * run.weights.dot(first.grad, first.grad)).backward()
+    found, h = run.weights.grad.clone(), 1e-5
+    with run.weights.restored():
+        run.weights.add_(g, h)
+        up = gradient_of(run, batch)
+        run.weights.add_(g, -2 * h)
+        down = gradient_of(run, batch)
+    torch.testing.assert_close(found, (up - down) / (2 * h), rtol=1e-4, atol=1e-8)
+
+

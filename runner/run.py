@@ -58,7 +58,8 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
             state = checkpoint.load(path)
             trainer.load_state_dict(state)
             resumed = state["lines"]
-        record.start(config, overrides, resumed)
+        with _as_config_error("logger"):
+            record.start(config, overrides, resumed)
         tell(_heading(config, overrides, trainer, place))
         with bar.shown(trainer):
             build(config["federated"], "federated").run(trainer)

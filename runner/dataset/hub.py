@@ -77,7 +77,7 @@ class Hub(Dataset):
     ):
         super().__init__(**settings)
         if not id:
-            raise ValueError("dataset.id names the set on the hub, such as dataset.id=ylecun/mnist")
+            raise ValueError("dataset.id is not given: the set's name on the hub, such as dataset.id=ylecun/mnist")
         if (mean is None) != (std is None):
             raise ValueError("dataset.mean and dataset.std go together: give both, or null for both")
         if stream and (size is None or mean is None):

@@ -125,9 +125,10 @@ class Loader:
         return batch
 
     def _normalise(self, x: Tensor) -> Tensor:
-        x = x.to(self.wide, memory_format=self.format) if x.dim() == 4 else x.to(self.wide)
-        # not in place: in evaluation, x may be a view of float inputs
-        return x.sub(self.mean).mul_(self.scale).to(self.dtype)
+        wide = x.to(self.wide, memory_format=self.format) if x.dim() == 4 else x.to(self.wide)
+        # inputs that are floats already may be a view of the data set: those are not changed in place
+        centred = wide.sub(self.mean) if wide is x else wide.sub_(self.mean)
+        return centred.mul_(self.scale).to(self.dtype)
 
     def _on_device(self, split: Split) -> Split:
         """The split with its tensors on the device; the data set's own splits are moved once and kept."""
@@ -186,6 +187,5 @@ def _as_is(x: Tensor) -> Tensor:
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C is the main process's to handle, and it ends workers by SIGTERM whatever handler they inherited."""
+    """Ctrl-C reaches every process of a terminal and is the main one's to handle. torch sees to SIGTERM itself."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

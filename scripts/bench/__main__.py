@@ -1,0 +1,32 @@
+"""`python -m scripts.bench [--threads N] [name ...]`: measure, print, and write results/<name>.md for each bench."""
+
+import argparse
+import importlib
+import sys
+import time
+
+from scripts.bench.report import table, write
+
+NAMES = ("loop", "augment", "sam", "start", "compile")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="Speed, as ratios in one run.")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(NAMES)}; default: all")
+    parser.add_argument("--threads", type=int, default=1, help="of every arm; default 1, which a busy machine disturbs least")
+    chosen = parser.parse_args(argv)
+    for name in chosen.names:
+        if name not in NAMES:
+            parser.error(f"no bench '{name}'; there are {', '.join(NAMES)}")
+    for name in chosen.names or NAMES:
+        bench = importlib.import_module(f"scripts.bench.{name}")
+        begin = time.perf_counter()
+        rows, notes = bench.measure(chosen.threads)
+        body = "\n\n".join([table(rows), *(f"- {note}" for note in notes)])
+        write(name, bench.TITLE, bench.ABOUT, body, chosen.threads, bench.PACKAGES)
+        print(f"{name} took {time.perf_counter() - begin:.0f} s\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

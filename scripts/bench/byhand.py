@@ -1,0 +1,108 @@
+"""The loop that somebody writes by hand for one experiment: what ours is measured against.
+
+Nothing in it can be exchanged, resumed or checked; the work is the same: gather and normalise on the device, one step of
+SGD with momentum and weight decay at a cosine learning rate, the sums of training loss and accuracy, and at the end of
+every epoch the same measures on the same test split, one line of JSON, the last state and the best weights on disk.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from runner.measure import measures
+from scripts.bench.cases import Case, build, now
+
+
+class Data:
+    """Training and test pixels on the device."""
+
+    def __init__(self, case: Case, device: str):
+        from scripts.bench.cases import pixels
+
+        train, test = (pixels(case.shape, case.classes, n, seed) for seed, n in enumerate((case.train, case.test)))
+        self.x, self.y, self.test_x, self.test_y = (t.to(device) for t in (train.x, train.y, test.x, test.y))
+        self.batch_size = case.batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.x), device=self.x.device)
+        for index in order.split(self.batch_size):
+            yield normalise(self.x.index_select(0, index)), self.y[index]
+
+    def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in zip(self.test_x.split(1000), self.test_y.split(1000), strict=True):
+            yield normalise(x), y
+
+
+def normalise(x: Tensor) -> Tensor:
+    return x.float().sub_(127.5).mul_(1 / 127.5)
+
+
+def network(case: Case) -> nn.Module:
+    """The same layers as the option's, without what the engine asks of a model."""
+    from runner.build import build as construct
+    from tests.tiny import compose
+
+    model = construct(compose(f"model={case.model}")["model"], "model", shape=case.shape, classes=case.classes)
+    return nn.Sequential(model.body, model.head)
+
+
+def train(model: nn.Module, data: Data, epochs: int, folder: Path, autocast=nullcontext) -> None:
+    device = data.x.device
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    step, steps, best = 0, epochs * len(data), -1.0
+    for epoch in range(epochs):
+        model.train()
+        loss_sum = torch.zeros((), device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        for x, y in data:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps)) / 2
+            with autocast():
+                logits = model(x)
+                loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach() * len(x)
+            correct += (logits.detach().argmax(-1) == y).sum()
+            step += 1
+        model.eval()
+        with torch.no_grad(), autocast():
+            outs = [(model(x), y) for x, y in data.tests()]
+        logits, y = (torch.cat(parts) for parts in zip(*outs, strict=True))
+        found = measures(logits.float(), y, "classes")
+        line = {"epoch": epoch, "loss": loss_sum.item() / len(data.x), "accuracy": correct.item() / len(data.x), **found}
+        with open(folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if found["accuracy"] > best:
+            best = found["accuracy"]
+            torch.save(model.state_dict(), folder / "best.pt")
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, folder / "last.pt")
+
+
+class ByHand:
+    """The hand-written loop over whole epochs."""
+
+    def __init__(self, case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        self.case, self.device, self.data = case, device, Data(case, device)
+        half = dtype != torch.float32
+        self.autocast = (lambda: torch.autocast(torch.device(device).type, dtype=dtype)) if half else nullcontext
+
+    def __call__(self) -> float:
+        """Seconds of one training from its start, building apart."""
+        torch.manual_seed(0)
+        model = network(self.case).to(self.device)
+        with TemporaryDirectory() as folder:
+            begin = now(self.device)
+            train(model, self.data, self.case.epochs, Path(folder), self.autocast)
+            return now(self.device) - begin

@@ -1,0 +1,148 @@
+"""The method of every bench: arms in turns, ratios within a round, and a null control.
+
+An arm is measured in a process of its own (the null control is the same arm in another process), so that no arm inherits
+another's caches, allocator, global settings or imports. All arms have the same number of threads. Every arm is measured
+once without counting, to warm up; then in every round all arms are measured, in random order. A ratio is taken
+within a round, since what disturbs a machine changes slowly, and summed up over the rounds by its median and range.
+"""
+
+import multiprocessing
+import random
+import statistics
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+CONTROL = "control"  # the arm that is the first one again
+
+Make = tuple  # (callable, *arguments) -> a callable that returns the seconds of one measurement
+
+
+class Arm:
+    """`make(*arguments)` in a process of its own; a call measures once."""
+
+    def __init__(self, make: Callable, *arguments, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, threads, make, arguments), daemon=True)
+        self.process.start()
+        other.close()
+
+    def __call__(self) -> float:
+        self.pipe.send(True)
+        kind, value = self.pipe.recv()
+        if kind == "failed":
+            raise RuntimeError(f"an arm failed:\n{value}")
+        return value
+
+    def close(self) -> None:
+        self.pipe.close()  # the process's recv ends with EOFError
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.terminate()
+
+
+def _serve(pipe, threads: int, make: Callable, arguments: tuple) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    measure = None
+    try:
+        while pipe.recv():
+            try:
+                measure = measure or make(*arguments)
+                pipe.send(("seconds", measure()))
+            except Exception:
+                pipe.send(("failed", traceback.format_exc()))
+    except EOFError:
+        pass
+
+
+def take_turns(arms: dict[str, Make], rounds: int, threads: int = 1) -> dict[str, list[float]]:
+    """Seconds of every arm in every round. The first arm is measured a second time, as `CONTROL`."""
+    first = next(iter(arms.values()))
+    with ExitStack() as stack:
+        running = {}
+        for name, (make, *arguments) in {**arms, CONTROL: first}.items():
+            running[name] = Arm(make, *arguments, threads=threads)
+            stack.callback(running[name].close)
+        return in_turns(running, rounds)
+
+
+def in_turns(running: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """`take_turns` for arms that are there already."""
+    for measure in running.values():
+        measure()
+    seconds = {name: [] for name in running}
+    order = random.Random(0)
+    for _ in range(rounds):
+        for name in order.sample(list(running), len(running)):
+            seconds[name].append(running[name]())
+    return seconds
+
+
+def once(make: Callable, *arguments, threads: int = 1):
+    """One result of an arm, in a process that ends afterwards."""
+    arm = Arm(make, *arguments, threads=threads)
+    try:
+        return arm()
+    finally:
+        arm.close()
+
+
+@dataclass
+class Ratio:
+    """A ratio over the rounds: median, middle half and range."""
+
+    median: float
+    quarters: tuple[float, float]
+    range: tuple[float, float]
+
+    @classmethod
+    def of(cls, above: list[float], below: list[float]) -> "Ratio":
+        ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return cls(statistics.median(ratios), (low, high), (ratios[0], ratios[-1]))
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} | {self.quarters[0]:.3f} to {self.quarters[1]:.3f} | {self.range[0]:.3f} to {self.range[1]:.3f}"
+
+    def __contains__(self, value: float) -> bool:
+        return self.range[0] <= value <= self.range[1]
+
+
+@dataclass
+class Target:
+    """What the ratio is to be."""
+
+    bound: float
+    at_least: bool
+
+    def __str__(self) -> str:
+        return f"at {'least' if self.at_least else 'most'} {self.bound:g}"
+
+    def met(self, ratio: Ratio) -> bool:
+        return ratio.median >= self.bound if self.at_least else ratio.median <= self.bound
+
+
+@dataclass
+class Row:
+    """One comparison: the ratio, that of the control, and the target where there is one."""
+
+    what: str
+    ratio: Ratio
+    control: Ratio
+    target: Target | None = None
+
+    def verdict(self) -> str:
+        """Whether the target is met by the median, and whether a difference from 1 may be claimed at all."""
+        words = []
+        if self.target is not None:
+            words.append("met" if self.target.met(self.ratio) else "missed")
+        if self.ratio.median in self.control:
+            words.append("no difference: inside the control's range")
+        return "; ".join(words) or "recorded"
+
+    def cells(self) -> str:
+        return f"| {self.what} | {self.ratio} | {self.control} | {self.target or 'none'} | {self.verdict()} |"

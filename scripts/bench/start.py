@@ -1,0 +1,82 @@
+"""From the start of the process to the end of the first training step."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from scripts.bench.report import medians
+from scripts.bench.rounds import CONTROL, Ratio, Row, Target, in_turns
+
+TITLE = "Time to the first step"
+ABOUT = """\
+From the start of a process to the end of its first training step: `python -m runner` with all defaults (digits, mlp, sgd)
+against a bare script that imports torch, makes the same network and takes one step of torch.optim.SGD on one batch of
+random numbers, with no data set, no config and no run folder. Ours tells the time in a hook of the user's (--config-dir), so the
+command is as it is. Both processes end right after their first step. The files are in the disk cache. The ratio is our
+time over the bare script's."""
+PACKAGES = ()
+ROOT = Path(__file__).parent.parent.parent
+
+BARE = """\
+import time
+import torch
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+loss = torch.nn.functional.cross_entropy(model(torch.randn(64, 1, 8, 8)), torch.randint(10, (64,)))
+loss.backward()
+optimizer.step()
+print(time.time(), flush=True)
+"""
+HOOK = """\
+import os
+import time
+from runner.hook import Hook
+class Clock(Hook):
+    def step(self, run):
+        print(time.time(), flush=True)
+        os._exit(0)
+"""
+OPTION = """\
+# @package hook.clock
+# Clock -- tells the time after the first step
+_target_: clock.Clock
+"""
+
+
+def bare(folder: Path, threads: int) -> Callable[[], float]:
+    (folder / "bare.py").write_text(BARE)
+    return lambda: _seconds([sys.executable, "bare.py"], folder, threads)
+
+
+def ours(folder: Path, threads: int, *words: str) -> Callable[[], float]:
+    """`python -m runner *words` until its first step."""
+    (folder / "clock.py").write_text(HOOK)
+    (folder / "mine" / "hook").mkdir(parents=True)
+    (folder / "mine" / "hook" / "clock.yaml").write_text(OPTION)
+    command = [sys.executable, "-m", "runner", "--config-dir", "mine", "hook=clock", "device=cpu", *words]
+    return lambda: _seconds(command, folder, threads)
+
+
+def _seconds(command: list[str], folder: Path, threads: int) -> float:
+    import time
+
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    begin = time.time()  # the clock that two processes share
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stdout}{done.stderr}")
+    return float(done.stdout.split()[-1]) - begin
+
+
+def measure(threads: int = 1, rounds: int = 9) -> tuple[list[Row], list[str]]:
+    with ExitStack() as stack:
+        folders = [Path(stack.enter_context(TemporaryDirectory())) for _ in range(3)]
+        arms = {"bare": bare(folders[0], threads), "ours": ours(folders[1], threads), CONTROL: bare(folders[2], threads)}
+        seconds = in_turns(arms, rounds)
+    control = Ratio.of(seconds[CONTROL], seconds["bare"])
+    row = Row("first step, ours over bare", Ratio.of(seconds["ours"], seconds["bare"]), control, Target(1.3, False))
+    return [row], [f"{rounds} rounds; {medians(seconds, 'start')}"]

@@ -270,7 +270,7 @@ def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) 
     lines = [
         f"run     {place}",
         f"options {chosen} {lists}".rstrip(),
-        f"data    {', '.join(sizes)}; {data.record.get('note', '')}".rstrip("; "),
+        f"data    {', '.join(sizes)}{_damage(data.record)}",
         f"model   {trainer.weights.count:,} parameters on {trainer.device} in {trainer.precision.name}, "
         f"{trainer.steps:,} steps of {trainer.train.batch_size}",
     ]
@@ -279,6 +279,13 @@ def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) 
     if trainer.count:
         lines.append(f"resumed at step {trainer.count:,}")
     return "\n".join(lines)
+
+
+def _damage(record: dict) -> str:
+    """What was done to the training set on purpose, as it turned out."""
+    noise, tail = record.get("noise"), record.get("imbalance")
+    text = f"; {noise['kind']} label noise, {100 * noise['realised']:.2f} % of labels changed" if noise else ""
+    return text + (f"; long tail, largest class {tail['realised']:.1f} times the smallest" if tail else "")
 
 
 def _result(config: dict, trainer: Trainer) -> dict:

@@ -1,6 +1,8 @@
 """From splits to batches: order, resuming, shares of ranks, workers."""
 
 import io
+import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -267,6 +269,21 @@ def test_streams_resume_and_leave_global_randomness_alone(streamed, workers):
     assert equal(whole[3:], loader(streamed, 4, workers=workers).epoch(2, 3))
     assert torch.equal(before, torch.get_rng_state())
     assert sorted(order(whole).tolist()) == list(range(21))
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no sigwaitinfo on this system")
+def test_workers_outlive_signals_to_the_whole_job(streamed):
+    used = loader(streamed, 2, workers=2)
+    batches = used.epoch(0)
+    got = [next(batches)]
+    workers = used._workers._iterator._workers
+    for name in ("INT", "TERM"):  # from another process, as a terminal or a cluster sends them
+        subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)
+    assert equal([*got, *batches], loader(streamed, 2).epoch(0))
+    assert all(worker.is_alive() for worker in workers)
+    workers[0].terminate()  # from this one, as multiprocessing does at the end
+    workers[0].join(20)
+    assert workers[0].exitcode == 0
 
 
 def test_random_crops_are_keyed_by_sample_and_epoch(streamed):

@@ -1,6 +1,8 @@
 """From splits to batches on the device, in an order that depends on the seed and the epoch alone."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -187,5 +189,16 @@ def _as_is(x: Tensor) -> Tensor:
 
 
 def _quiet(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal and is the main one's to handle. torch sees to SIGTERM itself."""
+    """Ctrl-C, and the SIGTERM of a cluster, reach every process of a job, but only the main one knows what to save before
+    the end. So a worker ignores the first, and the second where it does not come from the main process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

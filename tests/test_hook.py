@@ -1,0 +1,92 @@
+"""Hooks: each against its formula, and what evaluation sees."""
+
+import numpy as np
+import torch
+
+from runner.precision import LossScale
+from tests.tiny import SMALL, trainer
+
+
+def steps(run, count: int):
+    for batch in run.loader.epoch(0, 0):
+        run.step(batch)
+        yield
+        if run.count == count:
+            return
+
+
+def test_ema_is_the_recursion_over_weights_and_statistics():
+    run = trainer(*SMALL[:-1], "model=resnet20", "hook=ema", "hook.ema.decay=0.3", double=True)
+    ema = run.hooks.named["ema"]
+    stat = next(k for k in run.model.state_dict() if k.endswith("running_mean"))
+    average, buffer = run.weights.data.numpy().copy(), run.model.state_dict()[stat].numpy().copy()
+    for t, _ in enumerate(steps(run, 4)):
+        d = min(0.3, (1 + t) / (10 + t))
+        average = d * average + (1 - d) * run.weights.data.numpy()
+        buffer = d * buffer + (1 - d) * run.model.state_dict()[stat].numpy()
+    np.testing.assert_allclose(ema.average.numpy(), average, rtol=1e-12)
+    live, live_buffer = run.weights.clone(), run.model.state_dict()[stat].clone()
+    with run.hooks.weights(run):
+        np.testing.assert_allclose(run.weights.data.numpy(), average, rtol=1e-12)
+        np.testing.assert_allclose(run.model.state_dict()[stat].numpy(), buffer, rtol=1e-10)
+    assert torch.equal(run.weights.data, live)
+    assert torch.equal(run.model.state_dict()[stat], live_buffer)
+
+
+def test_ema_without_warm_up_starts_with_the_whole_decay():
+    run = trainer(*SMALL, "hook=ema", "hook.ema.warm=false", "hook.ema.decay=0.9", double=True)
+    start = run.weights.clone()
+    next(steps(run, 1))
+    expected = 0.9 * start + 0.1 * run.weights.data
+    torch.testing.assert_close(run.hooks.named["ema"].average, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_evaluation_sees_the_average():
+    run = trainer(*SMALL, "hook=ema", "hook.ema.warm=false", "hook.ema.decay=0.999999")
+    untrained = run.evaluate(run.dataset.test)
+    for _ in steps(run, 5):
+        pass
+    assert abs(run.evaluate(run.dataset.test)["nll"] - untrained["nll"]) < 1e-3
+    run.hooks.evaluations.clear()
+    assert run.evaluate(run.dataset.test)["nll"] < untrained["nll"] - 0.01
+
+
+def test_clip_scales_the_norm_down_and_never_up():
+    for limit, factor in ((1e-3, None), (1e6, 1.0)):
+        run = trainer(*SMALL, "hook=clip", f"hook.clip.norm={limit}", double=True)
+        batch = next(run.loader.epoch(0, 0))
+        run.gradient(batch)
+        before = run.weights.grad.clone()
+        run.hooks.gradient(run)
+        norm = float(torch.linalg.vector_norm(before))
+        expected = before * (limit / (norm + 1e-6) if factor is None else factor)
+        torch.testing.assert_close(run.weights.grad, expected, rtol=1e-12, atol=0)
+
+
+def test_hooks_act_in_the_order_in_which_they_were_chosen():
+    assert list(trainer(*SMALL, "hook=[clip,ema]").hooks.named) == ["clip", "ema"]
+    assert list(trainer(*SMALL, "hook=[ema,clip]").hooks.named) == ["ema", "clip"]
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_quiet_steps():
+    scale = LossScale(16.0, growth_interval=3)
+    seen = []
+    for event in "gggogggggg":
+        scale.good() if event == "g" else scale.overflow()
+        seen.append(scale.value)
+    assert seen == [16, 16, 32, 16, 16, 16, 32, 32, 32, 64]
+    assert scale.skipped == 1
+
+
+def test_an_optimizer_that_calls_the_closure_often_is_observed_once(monkeypatch):
+    run = trainer(*SMALL, "optim=sgd", double=True)
+    run.optimizer = torch.optim.LBFGS(run.weights.parameters, lr=0.1, max_iter=4)
+    run.base_lrs = [0.1]
+    seen = []
+    monkeypatch.setattr(run.loss, "observe", lambda out, batch: seen.append(1))
+    batch = next(run.loader.epoch(0, 0))
+    first = run.step(batch)
+    second = run.step(batch)
+    assert second < first
+    assert len(seen) == 2
+    assert run.samples == 2 * len(batch)

@@ -1,0 +1,29 @@
+"""Known accuracies on real data: `make check`. Minutes to a quarter of an hour on two cores."""
+
+import json
+
+import pytest
+
+from tests.tiny import command
+
+pytestmark = pytest.mark.slow
+
+
+
+
+def accuracy(cwd, *words) -> float:
+    result = command(*words, cwd=cwd, env={"OMP_NUM_THREADS": "2"}, timeout=3600)
+    assert result.returncode == 0, result.stderr
+    (path,) = cwd.glob("outputs/runs/*/result.json")
+    return json.loads(path.read_text())["last"]["test_accuracy"]
+
+
+def test_lenet_on_mnist_reaches_985_in_three_epochs(data_dir, tmp_path):
+    words = ["dataset=mnist", "model=lenet", "train.epochs=3", f"data_dir={data_dir}"]
+    assert accuracy(tmp_path, *words) >= 0.985
+
+
+def test_resnet20_on_cifar10_learns_past_60(data_dir, tmp_path):
+    words = ["dataset=cifar10", "model=resnet20", "augment=crop_flip", "train.epochs=4", "train.batch_size=128"]
+    words += ["optim.lr=0.1", "optim.nesterov=true", "schedule.warmup=0.5", f"data_dir={data_dir}"]
+    assert accuracy(tmp_path, *words) > 0.60

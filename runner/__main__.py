@@ -30,10 +30,33 @@ Flags:
   --cfg job              print the composed config and do nothing
   --version, --help, --hydra-help
 """
-FLAGS = (
-    "--help --hydra-help --version --list --cfg --resolve --package --run --multirun --config-dir --config-path "
-    "--config-name --info --shell-completion --experimental-rerun -h -m -c -p -r -cp -cn -cd -sc -i"
-).split()
+FLAGS = [
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--list",
+    "--cfg",
+    "--resolve",
+    "--package",
+    "--run",
+    "--multirun",
+    "--config-dir",
+    "--config-path",
+    "--config-name",
+    "--info",
+    "--shell-completion",
+    "--experimental-rerun",
+    "-h",
+    "-m",
+    "-c",
+    "-p",
+    "-r",
+    "-cp",
+    "-cn",
+    "-cd",
+    "-sc",
+    "-i",
+]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 
@@ -43,6 +44,13 @@ class Output:
 
     def detach(self) -> "Output":
         return Output(self.logits.detach(), self.features.detach())
+
+    @staticmethod
+    def cat(parts: list["Output"]) -> "Output":
+        """The outputs of consecutive parts of a batch as that of the whole."""
+        if len(parts) == 1:
+            return parts[0]
+        return Output(torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]))
 
 
 @dataclass(slots=True)

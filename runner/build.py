@@ -113,7 +113,9 @@ def misfit(value: Any, hint: Any) -> str | None:
     if origin is dict or hint is dict:
         of = list(zip(get_args(hint), ("keys", "values"), strict=False))
         pairs = value.items() if isinstance(value, dict) else ()
-        wrongs = [f"a mapping whose {what} are {w}" for p in pairs for v, (h, what) in zip(p, of) if (w := misfit(v, h))]
+        wrongs = [
+            f"a mapping whose {what} are {w}" for p in pairs for v, (h, what) in zip(p, of) if (w := misfit(v, h))
+        ]
         return "a mapping" if not isinstance(value, dict) else next(iter(wrongs), None)
     if isinstance(hint, type):  # Tensor, Module and the like cannot come from a config
         return None if isinstance(value, hint) else f"a {hint.__name__}"
@@ -129,7 +131,9 @@ def check(node: dict, where: str, target: Any = None) -> None:
         if key == "_target_":
             continue
         if key not in known and not open_ended:
-            raise ConfigError(f"no key '{where}.{key}'.{suggest(key, settable, f'{where}.')} It has: {', '.join(settable)}")
+            raise ConfigError(
+                f"no key '{where}.{key}'.{suggest(key, settable, f'{where}.')} It has: {', '.join(settable)}"
+            )
         if isinstance(value, dict) and "_target_" in value:
             check(value, f"{where}.{key}")
             continue

@@ -60,7 +60,8 @@ def _inside(group: str, rest: str, key: str, overrides: list[str], folders: list
         if option not in chosen:
             return f"'{key}' belongs to {group}={option}, which this run does not select"
         if argument.partition(".")[0] not in every[option]:
-            return f"no key '{key}'.{suggest(argument, every[option], f'{group}.{option}.')} It has: {', '.join(every[option])}"
+            hint = suggest(argument, every[option], f"{group}.{option}.")
+            return f"no key '{key}'.{hint} It has: {', '.join(every[option])}"
         return None
     own = every.get(chosen[0], []) if chosen else []
     if rest.partition(".")[0] in own:
@@ -75,22 +76,18 @@ def _inside(group: str, rest: str, key: str, overrides: list[str], folders: list
 
 def _chosen(group: str, overrides: list[str], folders: list[Path]) -> list[str]:
     """The options of a group that the command line, an option file on it, or config.yaml selects."""
-    for override in reversed(overrides):
-        name, equals, value = override.lstrip("+~").partition("=")
-        if name == group and equals:
-            return [word for word in re.split(r"[,\[\]\s]+", value) if word]
+    typed = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    if group in typed:
+        return [word for word in re.split(r"[,\[\]\s]+", typed[group]) if word]
     for other in GROUPS:
-        if other != group:
-            for option in _chosen(other, overrides, folders) if any(o.startswith(f"{other}=") for o in overrides) else []:
-                path = options(other, folders).get(option)
-                for entry in defaults(path) if path else []:
-                    for name, value in entry.items() if isinstance(entry, dict) else []:
-                        if name.startswith(f"override /{group}@"):
-                            return [value]
-    for entry in defaults(folders[-1] / "config.yaml"):
-        if isinstance(entry, dict) and group in entry:
-            return [entry[group]]
-    return []
+        path = options(other, folders).get(typed.get(other, ""))
+        for entry in defaults(path) if path else []:
+            for name, value in entry.items() if isinstance(entry, dict) else []:
+                if name.startswith(f"override /{group}@"):
+                    return [value]
+    return [
+        entry[group] for entry in defaults(folders[-1] / "config.yaml") if isinstance(entry, dict) and group in entry
+    ]
 
 
 def defaults(path: Path) -> list:

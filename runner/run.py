@@ -15,8 +15,8 @@ from runner import checkpoint, distributed
 from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity
-from runner.errors import defaults
 from runner.dataset.loader import Loader
+from runner.errors import defaults
 from runner.hook import Hooks
 from runner.listing import conf_dir
 from runner.precision import Precision
@@ -245,7 +245,9 @@ class _Bar:
         if distributed.rank == 0 and sys.stderr.isatty():
             from tqdm import tqdm
 
-            with tqdm(total=self.steps, initial=trainer.count, unit=" step", leave=False, dynamic_ncols=True) as self.bar:
+            with tqdm(
+                total=self.steps, initial=trainer.count, unit=" step", leave=False, dynamic_ncols=True
+            ) as self.bar:
                 trainer.progress = self.bar
                 yield
             self.bar = None
@@ -258,10 +260,17 @@ class _Bar:
 
 def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) -> str:
     """What is about to run, where it will be, and which option was chosen by whom."""
-    plain = {group: option for entry in defaults(conf_dir() / "config.yaml") if isinstance(entry, dict) for group, option in entry.items()}
+    plain = {
+        group: option
+        for entry in defaults(conf_dir() / "config.yaml")
+        if isinstance(entry, dict)
+        for group, option in entry.items()
+    }
     expected = plain | dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     choices = config["choices"]
-    chosen = " ".join(f"{group}={choices[group]}{'' if choices[group] == expected[group] else '*'}" for group in SINGLES)
+    chosen = " ".join(
+        f"{group}={choices[group]}{'' if choices[group] == expected[group] else '*'}" for group in SINGLES
+    )
     lists = " ".join(f"{group}=[{','.join(config[group])}]" for group in LISTS if config[group])
     data, sizes = trainer.dataset, []
     for name in ("train", "val", "test"):
@@ -295,7 +304,9 @@ def _result(config: dict, trainer: Trainer) -> dict:
     def at(step: int) -> dict | None:
         return next((line for line in history if line["step"] == step), None)
 
-    best = {f"best_{name}": at(trainer.best[name]["step"]) if name in trainer.best else None for name in ("val", "test")}
+    best = {
+        f"best_{name}": at(trainer.best[name]["step"]) if name in trainer.best else None for name in ("val", "test")
+    }
     return {
         "id": identity(config),
         "name": config["name"],

@@ -69,12 +69,7 @@ class Closure:
             finite = bool(torch.isfinite(weights.grad).all())
             if distributed.any_of(not finite, weights.grad.device):
                 raise Overflow
-        out = outs[0] if len(outs) == 1 else Output(*(torch.cat(parts) for parts in zip(*map(_fields, outs), strict=True)))
-        return Pass(total, out, grad)
-
-
-def _fields(out: Output) -> tuple[Tensor, Tensor]:
-    return out.logits, out.features
+        return Pass(total, Output.cat(outs), grad)
 
 
 class Trainer:
@@ -82,7 +77,7 @@ class Trainer:
 
     Parameters
     ----------
-    model, loss, risk : modules on their device, dtype and memory format; `weights` has made their parameters one vector.
+    model, loss, risk : modules on their device; `weights` has made their parameters one vector.
     optimizer : over `weights.flat` or `weights.parameters`. schedule : multiplies its learning rate before every step.
     record : the run's folder; `tell` : prints a line for the user (nothing in all processes but the first).
     """
@@ -132,7 +127,6 @@ class Trainer:
         """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""
         batch = self.hooks.batch(self, batch)
         self.set_lr()
-
         first = True
 
         def gradient() -> Tensor:  # LBFGS and its like call it several times a step; memories see the first
@@ -196,12 +190,10 @@ class Trainer:
     def look(self, batch: Batch | None = None) -> None:
         """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""
         if self.precision.scale is None:  # under fp16 the step was skipped instead
-            losses = [loss.item() for loss in self.recent] if self.device.type == "cpu" else self.recent
-            if self.device.type != "cpu" and self.recent:
-                losses = torch.stack(self.recent).tolist()
-            for back, loss in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
+            losses = torch.stack(self.recent).tolist() if len(self.recent) > 1 else [x.item() for x in self.recent]
+            for step, loss in enumerate(losses, start=self.count - len(losses) + 1):
                 if not math.isfinite(loss):
-                    raise diagnose.NonFinite(diagnose.explain(self, batch, self.count - back))
+                    raise diagnose.NonFinite(diagnose.explain(self, batch, step))
         self.recent.clear()
 
     def set_lr(self) -> None:
@@ -312,7 +304,9 @@ class Trainer:
             self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
             if distributed.rank == 0:
                 with self.hooks.weights(self):
-                    checkpoint.save({"model": self.model.state_dict(), "step": self.count}, self.folder / f"best_{name}.pt")
+                    checkpoint.save(
+                        {"model": self.model.state_dict(), "step": self.count}, self.folder / f"best_{name}.pt"
+                    )
 
     # ---- state
 
@@ -322,7 +316,9 @@ class Trainer:
         self.seconds, self.clock = self.seconds + now - self.clock, now
 
     def sums(self) -> Tensor:
-        return torch.stack([self.loss_sum.double(), self.correct.double(), self.loss_sum.new_tensor(self.samples).double()])
+        return torch.stack(
+            [self.loss_sum.double(), self.correct.double(), self.loss_sum.new_tensor(self.samples).double()]
+        )
 
     @property
     def folder(self) -> Path:

@@ -8,9 +8,7 @@ def pairwise(axes: dict[str, list[str]], seed: int = 0) -> list[dict[str, str]]:
     """Greedy: each row is built axis by axis, taking the value that covers most uncovered pairs, best of 20 tries."""
     rng = random.Random(seed)
     names = list(axes)
-    left = {
-        frozenset([(a, x), (b, y)]) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]
-    }
+    left = {frozenset([(a, x), (b, y)]) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
     rows = []
     while left:
         best: tuple[int, dict] = (-1, {})

@@ -91,7 +91,12 @@ FULL = ["augment=[crop_flip,cutout,mixup]", "hook=[ema,clip]", "optim=sam"]
 @pytest.mark.parametrize(
     "overrides",
     [[f"{g}={o}"] for g, o in RESUMED]
-    + [FULL, [*FULL, "model=resnet20"], [*FULL, "train.precision=fp16"], [*FULL, "dataset.noise=symmetric", "dataset.noise_rate=0.3"]],
+    + [
+        FULL,
+        [*FULL, "model=resnet20"],
+        [*FULL, "train.precision=fp16"],
+        [*FULL, "dataset.noise=symmetric", "dataset.noise_rate=0.3"],
+    ],
     ids=" ".join,
 )
 @pytest.mark.parametrize("stop_after", [4, 6])

@@ -9,8 +9,6 @@ from tests.tiny import command
 pytestmark = pytest.mark.slow
 
 
-
-
 def accuracy(cwd, *words) -> float:
     result = command(*words, cwd=cwd, env={"OMP_NUM_THREADS": "2"}, timeout=3600)
     assert result.returncode == 0, result.stderr

@@ -46,7 +46,10 @@ def test_a_wheel_carries_the_options_and_trains_in_another_folder(installed, tmp
     (tmp_path / "mine" / "risk").mkdir(parents=True)
     (tmp_path / "mine" / "risk" / "worst.yaml").write_text("# Worst -- somebody, 2000\n_target_: risks.Worst\n")
     (tmp_path / "risks.py").write_text(
-        "from runner.risk import Risk\nclass Worst(Risk):\n    def forward(self, losses, batch):\n        return losses.max()\n"
+        "from runner.risk import Risk\n"
+        "class Worst(Risk):\n"
+        "    def forward(self, losses, batch):\n"
+        "        return losses.max()\n"
     )
     mine = call(str(installed / "bin" / "runner"), "--config-dir", "mine", "risk=worst", *TINY)
     assert mine.returncode == 0, mine.stderr

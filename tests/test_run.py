@@ -1,4 +1,4 @@
-"""Whole runs from the command line: the folder, skipping, interruption in three ways, divergence, a full disk, sweeps."""
+"""Whole runs from the command line: the folder, skipping, interruption, divergence, a full disk, sweeps."""
 
 import errno
 import json
@@ -183,5 +183,3 @@ def test_a_sweep_skips_what_is_done_goes_on_after_a_failure_and_ends_with_a_tabl
     assert "1 of 2 runs failed" in result.stderr
     assert "optim.lr=1e20" in result.stderr or "optim.lr=1e+20" in result.stderr
     assert len(list((tmp_path / "outputs" / "two").glob("*/result.json"))) == 5
-
-

@@ -1,6 +1,5 @@
 """The contract of the sharpness seam over every option, and each method against a numpy transcription."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -51,8 +50,8 @@ def test_weights_come_back_bit_for_bit_and_the_pass_is_the_one_at_w(name):
 def test_a_vanishing_radius_gives_the_plain_gradient(name):
     batch = None
     grads = []
-    for options in ([f"sharpness={name}", f"sharpness.{RADIUS[name]}=1e-9"], ["sharpness=none"], [f"sharpness={name}"]):
-        run = trainer(*SMALL, *options, double=True)
+    for chosen in ([f"sharpness={name}", f"sharpness.{RADIUS[name]}=1e-9"], ["sharpness=none"], [f"sharpness={name}"]):
+        run = trainer(*SMALL, *chosen, double=True)
         batch = batch or some_batch(run)
         grads.append(gradient_of(run, batch))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
@@ -167,7 +166,15 @@ class FailingClosure(Closure):
 @pytest.mark.parametrize("m", ["null", "16"])
 def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypatch):
     options = [f"sharpness.m={m}"] if "m" in parameters(type(trainer(*SMALL, f"sharpness={name}").sharpness))[0] else []
-    run = trainer(*SMALL[:-1], "model=resnet20", f"sharpness={name}", *options, "train.precision=fp16", "hook=[ema,clip]", "schedule=constant")
+    run = trainer(
+        *SMALL[:-1],
+        "model=resnet20",
+        f"sharpness={name}",
+        *options,
+        "train.precision=fp16",
+        "hook=[ema,clip]",
+        "schedule=constant",
+    )
     run.precision.scale = LossScale(2.0**8)
     seen = []
     monkeypatch.setattr(run.loss, "observe", lambda out, batch: seen.append(len(batch)))
@@ -242,5 +249,3 @@ def test_closure_create_graph_differentiates_the_gradient():
         run.weights.add_(g, -2 * h)
         down = gradient_of(run, batch)
     torch.testing.assert_close(found, (up - down) / (2 * h), rtol=1e-4, atol=1e-8)
-
-

@@ -34,9 +34,7 @@ class SGD(torch.optim.Optimizer):
     ):
         if nesterov and (momentum == 0 or dampening != 0):
             raise ValueError("nesterov needs momentum above 0 and dampening 0")
-        defaults = dict(
-            lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=dampening, nesterov=nesterov
-        )
+        defaults = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, dampening=dampening, nesterov=nesterov)
         super().__init__(params, defaults)
 
     @torch.no_grad()

@@ -118,7 +118,7 @@ class Trainer:
         self.best: dict[str, dict] = {}
         self.seconds, self.clock = 0.0, time.perf_counter()
         self.stop = ""  # set by a signal: the reason to stop after the present step
-        self.recent: list[Tensor] = []  # losses not yet looked at
+        self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
         hooks.start(self)
 
     # ---- the step
@@ -170,7 +170,7 @@ class Trainer:
                 passes.append((first, part, len(part)))
             self.weights.grad.copy_(distributed.sum_(mean))
         if note:
-            self.recent.append(loss)
+            self.recent.append((self.count, loss))
             if self.device.type == "cpu" or len(self.recent) >= CHECK_EVERY:
                 self.look(batch)
             for first, part, samples in passes:
@@ -190,9 +190,10 @@ class Trainer:
     def look(self, batch: Batch | None = None) -> None:
         """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""
         if self.precision.scale is None:  # under fp16 the step was skipped instead
-            losses = torch.stack(self.recent).tolist() if len(self.recent) > 1 else [x.item() for x in self.recent]
-            for step, loss in enumerate(losses, start=self.count - len(losses) + 1):
-                if not math.isfinite(loss):
+            losses = [loss for _, loss in self.recent]
+            values = torch.stack(losses).tolist() if len(losses) > 1 else [loss.item() for loss in losses]
+            for (step, _), value in zip(self.recent, values, strict=True):
+                if not math.isfinite(value):
                     raise diagnose.NonFinite(diagnose.explain(self, batch, step))
         self.recent.clear()
 

@@ -14,10 +14,21 @@ def splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def test_the_mixer_is_splitmix64():
-    values = [0, 1, 2**63, 2**64 - 1, 0x0123456789ABCDEF]
-    ours = keyed._mix(torch.tensor([keyed._signed(v) for v in values]))
-    assert [v & ((1 << 64) - 1) for v in ours.tolist()] == [splitmix64(v) for v in values]
+VALUES = [0, 1, 2**63, 2**64 - 1, 0x0123456789ABCDEF]
+
+
+def test_both_mixers_are_splitmix64():
+    expected = [splitmix64(value) for value in VALUES]
+    ours = keyed._mix_torch(torch.tensor([keyed._signed(value) for value in VALUES]))
+    assert [value & ((1 << 64) - 1) for value in ours.tolist()] == expected
+    assert keyed._mix_numpy(np.array(VALUES, dtype=np.uint64)).tolist() == expected
+
+
+def test_other_devices_draw_the_same_numbers():
+    index = torch.arange(1000) * 977
+    on_gpu = keyed._uniform_torch(2**64 - 5, index, 3)
+    on_cpu = keyed._uniform_numpy(2**64 - 5, index.numpy(), 3)
+    assert torch.equal(on_gpu, torch.from_numpy(on_cpu))
 
 
 def test_a_sample_has_its_own_numbers_in_any_batch():

@@ -191,7 +191,7 @@ def _as_is(x: Tensor) -> Tensor:
 def _quiet(worker: int) -> None:
     """A worker ignores Ctrl-C, and SIGTERM where it does not come from the main process.
 
-    A terminal and a cluster send them to every process of a job, and only the main one knows what to save before the end.
+    A terminal and a cluster send them to every process of a job; only the main one knows what to save before the end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

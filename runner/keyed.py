@@ -49,8 +49,8 @@ def _mix_numpy(x: np.ndarray) -> np.ndarray:
 def uniform(seed: int, purpose: str, epoch: int, index: Tensor, count: int) -> Tensor:
     """(B, count) float32 numbers in [0, 1) that depend on (seed, purpose, epoch, index) alone.
 
-    index: (B,) int64 sample indices, on any device; the same numbers come out on every device, bit for bit. Two rounds of
-    the mixer, so that neighbouring indices and columns are unrelated; 24 bits each.
+    index: (B,) int64 sample indices, on any device; the same numbers come out on every device, bit for bit. Two rounds
+    of the mixer, so that neighbouring indices and columns are unrelated; 24 bits each.
     """
     base = _base(seed, purpose, epoch)
     if index.device.type == "cpu":  # numpy's small operations cost a third of torch's, and batches are small

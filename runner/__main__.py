@@ -30,33 +30,13 @@ Flags:
   --cfg job              print the composed config and do nothing
   --version, --help, --hydra-help
 """
-FLAGS = [
-    "--help",
-    "--hydra-help",
-    "--version",
-    "--list",
-    "--cfg",
-    "--resolve",
-    "--package",
-    "--run",
-    "--multirun",
-    "--config-dir",
-    "--config-path",
-    "--config-name",
-    "--info",
-    "--shell-completion",
-    "--experimental-rerun",
-    "-h",
-    "-m",
-    "-c",
-    "-p",
-    "-r",
-    "-cp",
-    "-cn",
-    "-cd",
-    "-sc",
-    "-i",
-]
+# fmt: off
+FLAGS = (
+    "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--cfg", "-c",
+    "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
+    "--shell-completion", "-sc", "--experimental-rerun",
+)
+# fmt: on
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,10 +145,15 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
 def resolved(cfg, choices: dict) -> dict:
     """A composed config as plain dicts, with the names of the chosen options."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
+    from runner.build import ConfigError
     from runner.config import LISTS, SINGLES
 
-    config = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        config = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     for group in LISTS:
         config[group] = config[group] or {}
     config["choices"] = {group: choices.get(group) for group in SINGLES} | {g: list(config[g]) for g in LISTS}
@@ -184,8 +169,8 @@ def _job(cfg) -> None:
     from runner.config import check_all
 
     hydra_config = HydraConfig.get()
-    config = resolved(cfg, OmegaConf.to_container(hydra_config.runtime.choices))
     try:
+        config = resolved(cfg, OmegaConf.to_container(hydra_config.runtime.choices))
         check_all(config)
     except ConfigError as error:
         raise SystemExit(_mistake(str(error))) from None

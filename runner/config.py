@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,10 @@ def check_all(config: dict) -> None:
     for key, value in root.items():
         if wrong := misfit(value, typing.get_type_hints(Root, include_extras=True)[key]):
             raise ConfigError(f"{key}={value}: must be {wrong}")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
+        raise ConfigError(f"device={config['device']}: must be one of auto, cpu, cuda, cuda:<number>, mps")
+    if not isinstance(config["train"], dict):
+        raise ConfigError(f"train={config['train']}: it has keys of its own, such as train.epochs=20")
     check(config["train"], "train", Train)
     if "/" in config["name"] or config["name"].startswith("."):
         raise ConfigError(f"name={config['name']}: it is one folder under {config['outputs_dir']}/, without '/'")

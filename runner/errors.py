@@ -26,6 +26,8 @@ def _about(override: str, overrides: list[str], folders: list[Path]) -> str | No
         return None if override.startswith("~") else f"'{override}' is not an override: write key=value"
     if key in GROUPS:
         known = options(key, folders)
+        if not value:
+            return f"{key}= names no option. There are: {', '.join(known)}"
         for name in filter(None, re.split(r"[,\[\]\s'\"]+", value)):
             if name not in known and not name.startswith(("glob(", "choice(")):
                 shown = ", ".join(known) if len(known) <= 12 else f"see --list {key}"
@@ -71,6 +73,10 @@ def _inside(group: str, rest: str, key: str, overrides: list[str], folders: list
     if others and not close:
         shown = f"{group}={others[0]}" + (f" (also {', '.join(others[1:])})" if others[1:] else "")
         return f"'{key}' belongs to {shown}, which this run does not select; it has {group}={chosen[0]}"
+    for other in GROUPS:  # optim=sam optim.rho=0.1: what is meant is a key of the option that sam brings along
+        for option in _chosen(other, overrides, folders):
+            if other != group and not close and rest in keys(options(other, folders).get(option)):
+                close = f" Did you mean '{other}.{rest}'?"
     return f"no key '{key}'.{close} {group}={chosen[0]} has: {', '.join(own) or 'no keys'}"
 
 
@@ -96,8 +102,10 @@ def defaults(path: Path) -> list:
     return content.get("defaults", [])
 
 
-def keys(path: Path) -> list[str]:
+def keys(path: Path | None) -> list[str]:
     """The keys of an option, those of the options in its own group that it starts from included."""
+    if path is None:
+        return []
     content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     found: list[str] = []
     for entry in content.get("defaults", []):

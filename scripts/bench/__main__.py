@@ -5,7 +5,7 @@ import importlib
 import sys
 import time
 
-from scripts.bench.report import table, write
+from scripts.bench import report
 
 NAMES = ("loop", "augment", "sam", "start", "compile")
 
@@ -13,7 +13,7 @@ NAMES = ("loop", "augment", "sam", "start", "compile")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.bench", description="Speed, as ratios in one run.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(NAMES)}; default: all")
-    parser.add_argument("--threads", type=int, default=1, help="of every arm; default 1, which a busy machine disturbs least")
+    parser.add_argument("--threads", type=int, default=1, help="of every arm; default 1: others disturb it least")
     chosen = parser.parse_args(argv)
     for name in chosen.names:
         if name not in NAMES:
@@ -21,9 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     for name in chosen.names or NAMES:
         bench = importlib.import_module(f"scripts.bench.{name}")
         begin = time.perf_counter()
-        rows, notes = bench.measure(chosen.threads)
-        body = "\n\n".join([table(rows), *(f"- {note}" for note in notes)])
-        write(name, bench.TITLE, bench.ABOUT, body, chosen.threads, bench.PACKAGES)
+        found = bench.measure(chosen.threads)
+        flag = "" if chosen.threads == 1 else f" --threads {chosen.threads}"
+        command = f"python -m scripts.bench {name}{flag}"
+        report.write(name, report.text(bench.TITLE, bench.ABOUT, found, command, bench.PACKAGES, chosen.threads))
         print(f"{name} took {time.perf_counter() - begin:.0f} s\n", flush=True)
     return 0
 

@@ -1,8 +1,8 @@
 """The loop that somebody writes by hand for one experiment: what ours is measured against.
 
-Nothing in it can be exchanged, resumed or checked; the work is the same: gather and normalise on the device, one step of
-SGD with momentum and weight decay at a cosine learning rate, the sums of training loss and accuracy, and at the end of
-every epoch the same measures on the same test split, one line of JSON, the last state and the best weights on disk.
+Nothing in it can be exchanged, resumed or checked; the work is the same: gather and normalise on the device, a step
+of SGD with momentum and weight decay at a cosine learning rate, the sums of training loss and accuracy, and at the end
+of every epoch the same measures on the same test split, one line of JSON, the last state and the best weights on disk.
 """
 
 import json
@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.build import build
 from runner.measure import measures
-from scripts.bench.cases import Case, build, now
+from scripts.bench.cases import Case, now, pixels
+from tests.tiny import compose
 
 
 class Data:
-    """Training and test pixels on the device."""
+    """Training and test pixels on the device; iterating is one epoch of training batches."""
 
     def __init__(self, case: Case, device: str):
-        from scripts.bench.cases import pixels
-
         train, test = (pixels(case.shape, case.classes, n, seed) for seed, n in enumerate((case.train, case.test)))
         self.x, self.y, self.test_x, self.test_y = (t.to(device) for t in (train.x, train.y, test.x, test.y))
+        self.mean, self.std = torch.full((2, case.shape[0], 1, 1), 127.5, device=device)
         self.batch_size = case.batch_size
 
     def __len__(self) -> int:
@@ -36,27 +37,24 @@ class Data:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.x), device=self.x.device)
         for index in order.split(self.batch_size):
-            yield normalise(self.x.index_select(0, index)), self.y[index]
+            yield self.normalise(self.x.index_select(0, index)), self.y[index]
 
     def tests(self) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in zip(self.test_x.split(1000), self.test_y.split(1000), strict=True):
-            yield normalise(x), y
+            yield self.normalise(x), y
 
-
-def normalise(x: Tensor) -> Tensor:
-    return x.float().sub_(127.5).mul_(1 / 127.5)
+    def normalise(self, x: Tensor) -> Tensor:
+        return x.float().sub_(self.mean).div_(self.std)
 
 
 def network(case: Case) -> nn.Module:
-    """The same layers as the option's, without what the engine asks of a model."""
-    from runner.build import build as construct
-    from tests.tiny import compose
-
-    model = construct(compose(f"model={case.model}")["model"], "model", shape=case.shape, classes=case.classes)
+    """The option's layers, without what the engine asks of a model."""
+    model = build(compose(f"model={case.model}")["model"], "model", shape=case.shape, classes=case.classes)
     return nn.Sequential(model.body, model.head)
 
 
-def train(model: nn.Module, data: Data, epochs: int, folder: Path, autocast=nullcontext) -> None:
+def train(model: nn.Module, data: Data, epochs: int, folder: Path, autocast=nullcontext) -> dict:
+    """Train and return the last epoch's line."""
     device = data.x.device
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     step, steps, best = 0, epochs * len(data), -1.0
@@ -81,13 +79,19 @@ def train(model: nn.Module, data: Data, epochs: int, folder: Path, autocast=null
             outs = [(model(x), y) for x, y in data.tests()]
         logits, y = (torch.cat(parts) for parts in zip(*outs, strict=True))
         found = measures(logits.float(), y, "classes")
-        line = {"epoch": epoch, "loss": loss_sum.item() / len(data.x), "accuracy": correct.item() / len(data.x), **found}
+        line = {
+            "epoch": epoch,
+            "train_loss": loss_sum.item() / len(data.x),
+            "train_accuracy": correct.item() / len(data.x),
+        }
+        line |= {f"test_{key}": value for key, value in found.items()}
         with open(folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(line) + "\n")
         if found["accuracy"] > best:
             best = found["accuracy"]
             torch.save(model.state_dict(), folder / "best.pt")
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, folder / "last.pt")
+    return line
 
 
 class ByHand:
@@ -104,5 +108,5 @@ class ByHand:
         model = network(self.case).to(self.device)
         with TemporaryDirectory() as folder:
             begin = now(self.device)
-            train(model, self.data, self.case.epochs, Path(folder), self.autocast)
+            self.line = train(model, self.data, self.case.epochs, Path(folder), self.autocast)
             return now(self.device) - begin

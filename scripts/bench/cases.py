@@ -2,7 +2,6 @@
 
 import copy
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -12,7 +11,6 @@ from tempfile import TemporaryDirectory
 import torch
 
 from runner import distributed
-from runner.batch import Batch
 from runner.config import Train, check_all
 from runner.dataset import Dataset, Split
 from runner.record import Record
@@ -36,7 +34,7 @@ class Case:
 
     def __str__(self) -> str:
         size = "x".join(map(str, self.shape))
-        return f"{self.name}: {size}, batch {self.batch_size}, {self.epochs} x {self.train:,} + {self.test:,} samples"
+        return f"{self.name} on {size}, batch {self.batch_size}, {self.epochs} x {self.train:,} + {self.test:,} samples"
 
     @property
     def steps(self) -> int:
@@ -45,8 +43,8 @@ class Case:
 
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 MLP = Case("mlp 784-128-10", "mlp", MNIST, 60_000, 10_000)
-LENET = Case("lenet", "lenet", MNIST, 30_000, 5_000)
-RESNET = Case("resnet20", "resnet20", CIFAR, 1_280, 200)
+LENET = Case("lenet", "lenet", MNIST, 12_800, 2_000)
+RESNET = Case("resnet20", "resnet20", CIFAR, 640, 128)
 
 
 @lru_cache(maxsize=4)
@@ -71,7 +69,8 @@ class MadeUp(Dataset):
 
 
 def build(case: Case, *overrides: str, device: str, folder: Path) -> tuple[Trainer, dict]:
-    """The trainer of `python -m runner *overrides` for this case, with the record that the command would keep."""
+    """The trainer of `python -m runner *overrides` for this case, with the record that the command would keep; and its
+    config. fp32 where the overrides do not say otherwise."""
     words = (f"model={case.model}", f"train.batch_size={case.batch_size}", f"train.epochs={case.epochs}")
     config = copy.deepcopy(compose(*words, f"device={device}", "train.precision=fp32", *overrides))
     sizes = {"train": case.train, "test": case.test, "shape": list(case.shape), "classes": case.classes}
@@ -100,7 +99,7 @@ class Fit:
     def __call__(self) -> float:
         """Seconds of one training from its start, building apart."""
         with TemporaryDirectory() as folder:
-            trainer, config = build(self.case, *self.overrides, device=self.device, folder=Path(folder))
+            trainer, config = build(self.case, *self.overrides, device=self.device, folder=Path(folder, "run"))
             with trainer.record:
                 trainer.record.start(config, [], None)
                 begin = now(self.device)
@@ -109,11 +108,12 @@ class Fit:
 
 
 class Steps:
-    """Our steps alone, one after another over as many epochs as it takes, from the same trainer at every call."""
+    """Our steps alone, one after another over as many epochs as it takes, by the same trainer at every call."""
 
     def __init__(self, case: Case, steps: int, device: str = "cpu", overrides: tuple[str, ...] = ()):
+        words = ("train.steps=1000000000", "train.drop_last=true", *overrides)  # of one size: compilation asks for it
         self.steps, self.device = steps, device
-        self.trainer, _ = build(case, "train.steps=1000000000", *overrides, device=device, folder=Path("unused"))
+        self.trainer, _ = build(case, *words, device=device, folder=Path("unused"))
         self.trainer.model.train()
         self.batches = self.endless()
 

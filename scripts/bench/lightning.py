@@ -14,11 +14,15 @@ from scripts.bench.cases import Case, now
 
 
 class Lightning:
-    """Lightning over whole epochs with the same evaluation at their ends, fed from memory as the hand-written loop is."""
+    """Lightning over whole epochs with the same evaluation at their ends, fed as the hand-written loop is."""
 
     def __init__(self, case: Case, device: str = "cpu"):
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore")  # that our iterables are no DataLoaders with workers
+        import lightning  # noqa: F401 (before its loggers are silenced)
+
+        for name in logging.root.manager.loggerDict:
+            if name.startswith("lightning"):
+                logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore")  # that the iterables are no DataLoaders with workers
         self.case, self.device, self.data = case, device, Data(case, device)
 
     def __call__(self) -> float:

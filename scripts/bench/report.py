@@ -2,21 +2,20 @@
 
 import os
 import platform
-from collections.abc import Iterable
 from datetime import date
 from importlib import metadata
 from pathlib import Path
 
 from runner.record import processor
-from scripts.bench.rounds import Row
+from scripts.bench.compare import Found
 
 RESULTS = Path(__file__).parent / "results"
-
-LEGEND = """\
-Every arm runs in a process of its own with {threads}. The arms are measured in turns, in random order in
-every round; a ratio is taken within a round. The control is the first arm measured a second time, as another process: its
-ratio would be 1 on a machine without disturbance, and a difference inside its range is not claimed. A target is met
-or missed by the median."""
+METHOD = """\
+Every arm runs in a process of its own with {threads}. The arms are measured in turns, in random order in every round,
+and a ratio is taken within a round. The control is the first arm measured a second time, in another process: on a machine
+without disturbance its ratio would be 1, and a difference from 1 inside its range is not claimed. Whether a target is met
+goes by the median."""
+HEAD = "| what | ratio: median | middle half | range | control: median | middle half | range | target | result |"
 
 
 def machine() -> str:
@@ -24,7 +23,7 @@ def machine() -> str:
     return f"{processor()}, {os.cpu_count()} cores, {platform.system()}"
 
 
-def versions(*packages: str) -> str:
+def versions(packages: tuple[str, ...]) -> str:
     found = [f"Python {platform.python_version()}"]
     for package in ("torch", *packages):
         try:
@@ -34,40 +33,28 @@ def versions(*packages: str) -> str:
     return ", ".join(found)
 
 
-def table(rows: Iterable[Row]) -> str:
-    head = "| what | ratio: median | middle half | range | control: median | middle half | range | target | result |"
-    return "\n".join([head, "| --- " * 9 + "|", *(row.cells() for row in rows)])
+def text(
+    title: str, about: str, found: Found, command: str, packages: tuple[str, ...], threads: int = 1, device: str = ""
+) -> str:
+    rows, notes = found
+    facts = [
+        f"command: `{command}`",
+        f"date: {date.today().isoformat()}",
+        f"machine: {', '.join(filter(None, (device, machine())))}; load average at the end {os.getloadavg()[0]:.1f}",
+        f"versions: {versions(packages)}",
+    ]
+    table = [HEAD, "| --- " * 9 + "|", *(row.cells() for row in rows)] if rows else []
+    method = METHOD.format(threads="one thread" if threads == 1 else f"{threads} threads")
+    parts = [f"# {title}", about, *map(_list, (facts,)), method, "\n".join(table), _list(notes)]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def medians(seconds: dict[str, list[float]], unit: str, count: int = 1) -> str:
-    """The median time of every arm, divided by `count`, for orientation: other machines have other times."""
-    from statistics import median
-
-    shown = (f"{name} {1e3 * median(values) / count:,.3g} ms" for name, values in seconds.items())
-    return f"median per {unit}: {', '.join(shown)}"
+def _list(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
-def write(name: str, title: str, about: str, body: str, threads: int, packages: tuple[str, ...] = (), device: str = "") -> Path:
+def write(name: str, content: str) -> None:
     """results/<name>.md; also printed."""
-    module = "scripts.bench.gpu" if device else f"scripts.bench {name}"
-    flag = "" if threads == 1 else f" --threads {threads}"
-    legend = LEGEND.format(threads="one thread" if threads == 1 else f"{threads} threads")
-    text = f"""\
-# {title}
-
-{about}
-
-- command: `python -m {module}{flag}`
-- date: {date.today().isoformat()}
-- machine: {device and device + "; "}{machine()}; load average when written {os.getloadavg()[0]:.1f}
-- versions: {versions(*packages)}
-
-{legend}
-
-{body}
-"""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.md"
-    path.write_text(text, encoding="utf-8")
-    print(text, flush=True)
-    return path
+    (RESULTS / f"{name}.md").write_text(content, encoding="utf-8")
+    print(content, flush=True)

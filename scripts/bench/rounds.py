@@ -1,13 +1,13 @@
 """The method of every bench: arms in turns, ratios within a round, and a null control.
 
-An arm is measured in a process of its own (the null control is the same arm in another process), so that no arm inherits
-another's caches, allocator, global settings or imports. All arms have the same number of threads. Every arm is measured
-once without counting, to warm up; then in every round all arms are measured, in random order. A ratio is taken
+An arm is measured in a process of its own (the null control is the same arm in another process), so that no arm
+inherits another's caches, allocator, global settings or imports. All arms have the same number of threads. Every arm is
+measured once without counting, to warm up; then in every round all arms are measured, in random order. A ratio is taken
 within a round, since what disturbs a machine changes slowly, and summed up over the rounds by its median and range.
 
-glibc's malloc keeps freed memory in all arms. By default it gives the top of the heap back to the system and takes it
-anew, in every step or in none as the heap happens to lie: that made one process in two a third slower at LeNet, with 951
-page faults a step against none, ours and others' alike.
+In all arms glibc's malloc keeps freed memory. By default it gives the top of the heap back to the system and takes it
+anew, at every step or never, as the heap happens to lie: that made about one process in three, of ours or of others, a
+third slower at LeNet, with 951 page faults a step against none.
 """
 
 import multiprocessing
@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from unittest.mock import patch
 
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**31 - 1)}  # bytes: never give back
 CONTROL = "control"  # the arm that is the first one again
@@ -31,9 +32,9 @@ class Arm:
     def __init__(self, make: Callable, *arguments, threads: int):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, threads, make, arguments), daemon=True)
-        os.environ.update(KEEP)  # read when a process starts; it does not matter to this one
-        self.process.start()
+        self.process = context.Process(target=_serve, args=(other, threads, make, arguments))
+        with patch.dict(os.environ, KEEP):  # read when a process starts
+            self.process.start()
         other.close()
 
     def __call__(self) -> float:
@@ -98,6 +99,12 @@ def once(make: Callable, *arguments, threads: int = 1):
         arm.close()
 
 
+def medians(seconds: dict[str, list[float]], unit: str, count: int = 1) -> str:
+    """The median time of every arm, divided by `count`, for orientation: other machines have other times."""
+    shown = (f"{name} {1e3 * statistics.median(values) / count:,.4g} ms" for name, values in seconds.items())
+    return f"median per {unit}: {', '.join(shown)}"
+
+
 @dataclass
 class Ratio:
     """A ratio over the rounds: median, middle half and range."""
@@ -113,7 +120,8 @@ class Ratio:
         return cls(statistics.median(ratios), (low, high), (ratios[0], ratios[-1]))
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} | {self.quarters[0]:.3f} to {self.quarters[1]:.3f} | {self.range[0]:.3f} to {self.range[1]:.3f}"
+        spans = (f"{low:.3f} to {high:.3f}" for low, high in (self.quarters, self.range))
+        return " | ".join([f"{self.median:.3f}", *spans])
 
     def __contains__(self, value: float) -> bool:
         return self.range[0] <= value <= self.range[1]
@@ -148,7 +156,7 @@ class Row:
         if self.target is not None:
             words.append("met" if self.target.met(self.ratio) else "missed")
         if self.ratio.median in self.control:
-            words.append("no difference: inside the control's range")
+            words.append("not told from 1: inside the control's range")
         return "; ".join(words) or "recorded"
 
     def cells(self) -> str:

@@ -3,21 +3,22 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scripts.bench.report import medians
-from scripts.bench.rounds import CONTROL, Ratio, Row, Target, in_turns
+from scripts.bench.compare import Found
+from scripts.bench.rounds import CONTROL, Ratio, Row, Target, in_turns, medians
 
 TITLE = "Time to the first step"
 ABOUT = """\
-From the start of a process to the end of its first training step: `python -m runner` with all defaults (digits, mlp, sgd)
-against a bare script that imports torch, makes the same network and takes one step of torch.optim.SGD on one batch of
-random numbers, with no data set, no config and no run folder. Ours tells the time in a hook of the user's (--config-dir), so the
-command is as it is. Both processes end right after their first step. The files are in the disk cache. The ratio is our
-time over the bare script's."""
+From the start of a process to the end of its first training step: `python -m runner` with all defaults (digits, mlp,
+sgd), and a bare script that imports torch, makes the same network and takes one step of torch.optim.SGD on one batch of
+random numbers, with no data set, no config and no run folder. Ours tells the time in a hook of the user's
+(--config-dir), so the command is as it is. Both processes end right after their first step, and their files are in the
+disk cache. The ratio is our time over the bare script's."""
 PACKAGES = ()
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,8 +63,6 @@ def ours(folder: Path, threads: int, *words: str) -> Callable[[], float]:
 
 
 def _seconds(command: list[str], folder: Path, threads: int) -> float:
-    import time
-
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     begin = time.time()  # the clock that two processes share
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -72,10 +71,14 @@ def _seconds(command: list[str], folder: Path, threads: int) -> float:
     return float(done.stdout.split()[-1]) - begin
 
 
-def measure(threads: int = 1, rounds: int = 9) -> tuple[list[Row], list[str]]:
+def measure(threads: int = 1, rounds: int = 9) -> Found:
     with ExitStack() as stack:
         folders = [Path(stack.enter_context(TemporaryDirectory())) for _ in range(3)]
-        arms = {"bare": bare(folders[0], threads), "ours": ours(folders[1], threads), CONTROL: bare(folders[2], threads)}
+        arms = {
+            "bare": bare(folders[0], threads),
+            "ours": ours(folders[1], threads),
+            CONTROL: bare(folders[2], threads),
+        }
         seconds = in_turns(arms, rounds)
     control = Ratio.of(seconds[CONTROL], seconds["bare"])
     row = Row("first step, ours over bare", Ratio.of(seconds["ours"], seconds["bare"]), control, Target(1.3, False))

@@ -1,0 +1,56 @@
+"""Two ways to train, side by side: rows of a report and notes for it."""
+
+from scripts.bench.cases import Case, Steps
+from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, take_turns
+
+Found = tuple[list[Row], list[str]]
+
+
+def epochs(
+    case: Case, arms: dict[str, tuple], targets: dict[str, float | None], rounds: int, threads: int = 1
+) -> Found:
+    """Our steps per second over those of every other arm, in whole trainings of the case. `arms` begins with ours."""
+    seconds = take_turns(arms, rounds, threads)
+    ours, *others = arms
+    control = Ratio.of(seconds[CONTROL], seconds[ours])
+    rows = []
+    for other in others:
+        target = targets[other] and Target(targets[other], at_least=True)
+        rows.append(
+            Row(f"{case.name}: speed of {ours} over {other}", Ratio.of(seconds[other], seconds[ours]), control, target)
+        )
+    return rows, [f"{case}; {rounds} rounds; {medians(seconds, 'step', case.steps)}"]
+
+
+def steps(
+    cases: dict[Case, int],
+    names: tuple[str, str],
+    overrides: tuple[str, ...],
+    *,
+    rounds: int,
+    most: float | None = None,
+    threads: int = 1,
+    device: str = "cpu",
+    common: tuple[str, ...] = (),
+    make: type = Steps,
+) -> Found:
+    """The time of a step with `overrides` over one without, called by `names`: (without, with).
+
+    cases : with the steps of one measurement. most : the target. common : overrides of both. make : the second arm's
+    class.
+    """
+    rows, notes = [], []
+    base, other = names
+    for case, count in cases.items():
+        arms = {base: (Steps, case, count, device, common), other: (make, case, count, device, (*common, *overrides))}
+        seconds = take_turns(arms, rounds, threads)
+        control = Ratio.of(seconds[CONTROL], seconds[base])
+        target = most and Target(most, at_least=False)
+        rows.append(
+            Row(f"{case.name}: time of {other} over {base}", Ratio.of(seconds[other], seconds[base]), control, target)
+        )
+        size = "x".join(map(str, case.shape))
+        notes.append(
+            f"{case.name} on {size}, batch {case.batch_size}; {rounds} rounds of {count} steps; {medians(seconds, 'step', count)}"
+        )
+    return rows, notes

@@ -33,8 +33,8 @@ Flags:
 # fmt: off
 FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--cfg", "-c",
-    "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn",
-    "--shell-completion", "-sc", "--experimental-rerun",
+    "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-path", "-cp",
+    "--config-name", "-cn", "--shell-completion", "-sc", "--experimental-rerun",
 )
 # fmt: on
 

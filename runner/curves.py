@@ -101,6 +101,7 @@ def panel(axes, history, x, shown, title, ylabel, factor=1.0, value="{:.4g}") ->
     if len(shown) == 1:
         axes.yaxis.set_major_formatter("{x:g}")
         return
-    legend = axes.legend(loc="best", fontsize=9, framealpha=0.9, edgecolor="none", labelcolor=INK, title="at the end")
+    corner = "lower right" if factor == 100 else "upper right"  # away from where learning begins and where it ends up
+    legend = axes.legend(loc=corner, fontsize=9, framealpha=0.9, edgecolor="none", labelcolor=INK, title="at the end")
     legend.set_alignment("left")
     legend.get_title().set(fontsize=8, color="#777777")

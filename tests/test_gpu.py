@@ -66,8 +66,8 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 # ---- precision
 
 # Unit roundoffs are 2^-24 for fp32, 2^-11 for fp16, 2^-8 for bf16. They add up over layers, and a ReLU whose input
-# changes its sign by rounding adds much more: on a CPU, resnet20 is 0.13 off in bf16, 0.05 in fp16, and 0.003 in fp32 with
-# another order of sums; the mlp 0.003 in bf16 and 0.0004 in fp16.
+# changes its sign by rounding adds much more: on a CPU, resnet20 is 0.13 off in bf16, 0.05 in fp16, and 0.003 in fp32
+# with another order of sums; the mlp 0.003 in bf16 and 0.0004 in fp16.
 TOLERANCE = {
     "mlp": {"fp32": 1e-4, "fp16": 0.005, "bf16": 0.02},
     "resnet": {"fp32": 0.02, "fp16": 0.15, "bf16": 0.3},

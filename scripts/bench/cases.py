@@ -104,7 +104,9 @@ class Fit:
                 trainer.record.start(config, [], None)
                 begin = now(self.device)
                 trainer.fit()
-                return now(self.device) - begin
+                seconds = now(self.device) - begin
+        self.line = trainer.last
+        return seconds
 
 
 class Steps:
@@ -127,3 +129,6 @@ class Steps:
         for batch in islice(self.batches, self.steps):
             self.trainer.step(batch)
         return now(self.device) - begin
+
+    def close(self) -> None:
+        self.batches.close()

@@ -49,8 +49,6 @@ def steps(
         rows.append(
             Row(f"{case.name}: time of {other} over {base}", Ratio.of(seconds[other], seconds[base]), control, target)
         )
-        size = "x".join(map(str, case.shape))
-        notes.append(
-            f"{case.name} on {size}, batch {case.batch_size}; {rounds} rounds of {count} steps; {medians(seconds, 'step', count)}"
-        )
+        times = medians(seconds, "step", count)
+        notes.append(f"{case.name}, batch {case.batch_size}; {rounds} rounds of {count} steps; {times}")
     return rows, notes

@@ -24,9 +24,9 @@ from scripts.bench.rounds import once
 TITLE = "Speed on a GPU"
 ABOUT = """\
 The loop against a hand-written one over whole epochs (evaluation, log and checkpoints included on both sides); SAM's
-step over SGD's; a DataLoader that hands over one sample at a time against data that live on the device; crops and flips;
-compilation; channels_last; the memory peak. bf16 where nothing else is said. Times are taken with the device
-synchronised."""
+step over SGD's; a DataLoader that hands over one sample at a time against data that live on the device; crops and
+flips; compilation; channels_last; the memory peak. bf16 where nothing else is said. The device is synchronised before
+a clock is read."""
 PACKAGES = ("triton",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16 = ("train.precision=bf16",)

@@ -12,9 +12,9 @@ from scripts.bench.compare import Found
 RESULTS = Path(__file__).parent / "results"
 METHOD = """\
 Every arm runs in a process of its own with {threads}. The arms are measured in turns, in random order in every round,
-and a ratio is taken within a round. The control is the first arm measured a second time, in another process: on a machine
-without disturbance its ratio would be 1, and a difference from 1 inside its range is not claimed. Whether a target is met
-goes by the median."""
+and a ratio is taken within a round. The control is the first arm measured a second time, in another process: without
+disturbance its ratio would be 1, and a difference from 1 inside its range is not claimed. Whether a target is met goes
+by the median. rounds.py has the details."""
 HEAD = "| what | ratio: median | middle half | range | control: median | middle half | range | target | result |"
 
 

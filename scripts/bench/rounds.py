@@ -64,7 +64,13 @@ def _serve(pipe, threads: int, make: Callable, arguments: tuple) -> None:
             except Exception:
                 pipe.send(("failed", traceback.format_exc()))
     except EOFError:
-        pass
+        close(measure)
+
+
+def close(measure: Callable | None) -> None:
+    """End what an arm holds open, where it does."""
+    if hasattr(measure, "close"):
+        measure.close()
 
 
 def take_turns(arms: dict[str, Make], rounds: int, threads: int = 1) -> dict[str, list[float]]:

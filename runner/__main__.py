@@ -142,30 +142,13 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
     return 0
 
 
-def resolved(cfg, choices: dict) -> dict:
-    """A composed config as plain dicts, with the names of the chosen options."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from runner.build import ConfigError
-    from runner.config import LISTS, SINGLES
-
-    try:
-        config = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    for group in LISTS:
-        config[group] = config[group] or {}
-    config["choices"] = {group: choices.get(group) for group in SINGLES} | {g: list(config[g]) for g in LISTS}
-    return config
-
-
 def _job(cfg) -> None:
     """One run, in the process that composed it. Ends the process's status with SystemExit where it is not 0."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from runner.build import ConfigError
+    from runner.compose import resolved
     from runner.config import check_all
 
     hydra_config = HydraConfig.get()

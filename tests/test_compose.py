@@ -7,6 +7,7 @@ import torch
 
 from runner.checkpoint import load
 from runner.listing import GROUPS, conf_dir, options
+from runner.run import prepare
 from tests.pairwise import pairwise
 from tests.tiny import trainer
 
@@ -88,6 +89,31 @@ RESUMED = [(g, o) for g, o in SINGLES if o not in (*SLOW, "resnet20", "none")]
 FULL = ["augment=[crop_flip,cutout,mixup]", "hook=[ema,clip]", "optim=sam"]
 
 
+def steps(run, count: int) -> None:
+    """Train until `count` steps are done, wherever the run stands."""
+    while run.count < count:
+        for batch in run.loader.epoch(*divmod(run.count, run.steps_per_epoch)):
+            run.step(batch)
+            if run.count == count or run.count % run.steps_per_epoch == 0:
+                break
+
+
+def assert_resumed_equals_whole(overrides: list[str], stop_after: int, folder, workers=(4, 4, 4)) -> None:
+    """Three epochs of four steps, against a part, a save and a fresh trainer that goes on."""
+    base = ["dataset.val=0.25", "train.batch_size=6", "train.epochs=3", *overrides]
+    whole, first, second = (trainer(*base, f"train.workers={count}", folder=folder) for count in workers)
+    assert whole.steps_per_epoch == 4
+    prepare(0, whole.train, whole.device)
+    steps(whole, 12)
+    prepare(0, first.train, first.device)
+    steps(first, stop_after)
+    first.save()
+    torch.manual_seed(123)  # whatever the process did before
+    second.load_state_dict(load(folder / "last.pt"))
+    steps(second, 12)
+    same(everything(whole), everything(second))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [[f"{g}={o}"] for g, o in RESUMED]
@@ -99,27 +125,18 @@ FULL = ["augment=[crop_flip,cutout,mixup]", "hook=[ema,clip]", "optim=sam"]
     ],
     ids=" ".join,
 )
-@pytest.mark.parametrize("stop_after", [4, 6])
+@pytest.mark.parametrize("stop_after", [4, 6])  # at the end of an epoch, and within one
 def test_half_a_run_plus_its_resumption_is_the_whole_run(overrides, stop_after, tmp_path):
-    """Four steps are an epoch: once stopped at its end, once within the second."""
-    base = ["dataset.subset=32", "dataset.val=0.25", "train.batch_size=6", "train.epochs=3"]
+    assert_resumed_equals_whole(["dataset.subset=32", *overrides], stop_after, tmp_path)
 
-    def steps(run, count):
-        while run.count < count:
-            epoch, position = divmod(run.count, run.steps_per_epoch)
-            for batch in run.loader.epoch(epoch, position):
-                run.step(batch)
-                if run.count == count or run.count % run.steps_per_epoch == 0:
-                    break
 
-    whole = trainer(*base, *overrides)
-    assert whole.steps_per_epoch == 4
-    steps(whole, 12)
-    first = trainer(*base, *overrides, folder=tmp_path)
-    steps(first, stop_after)
-    first.save()
-    second = trainer(*base, *overrides, "seed=0", folder=tmp_path)
-    torch.manual_seed(123)  # whatever the process did before
-    second.load_state_dict(load(tmp_path / "last.pt"))
-    steps(second, 12)
-    same(everything(whole), everything(second))
+def test_streamed_runs_resume_with_any_number_of_workers(tmp_path):
+    from tests.test_dataset import images, write
+
+    for split, count in (("train", 32), ("test", 6)):
+        file = tmp_path / "data" / "tiny" / f"{split}-00000-of-00001.parquet"
+        write(file, images(count, (12, 12, 3)), [i % 3 for i in range(count)], names=["a", "b", "c"])
+    stream = ["dataset=hf", "dataset.id=me/tiny", "dataset.stream=true", "dataset.size=8", "dataset.random_crop=true",
+              "dataset.mean=[0.5]", "dataset.std=[0.25]", f"data_dir={tmp_path}/data", f"cache_dir={tmp_path}/cache",
+              *FULL]  # fmt: skip
+    assert_resumed_equals_whole(stream, 6, tmp_path, workers=(0, 2, 0))

@@ -6,36 +6,16 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
-from runner.__main__ import resolved
-from runner.config import Train, check_all
+from runner import compose as composing
+from runner.config import Train
 from runner.distributed import device
-from runner.listing import conf_dir
 from runner.run import Elsewhere, assemble, prepare
 
 ROOT = Path(__file__).parent.parent
+compose = lru_cache(maxsize=256)(composing.compose)
 SMALL = ["dataset.subset=200", "train.batch_size=32", "train.epochs=2", "model.hidden=[16]"]
-
-
-def compose(*overrides: str) -> dict:
-    """The checked config of `python -m runner *overrides`."""
-    return _compose(overrides)
-
-
-@lru_cache(maxsize=256)
-def _compose(overrides: tuple[str, ...]) -> dict:
-    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-        plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-        config = resolved(plain, choices)
-    check_all(config)
-    return config
 
 
 def trainer(*overrides: str, folder: Path | None = None, double: bool = False):

@@ -21,7 +21,7 @@ class Cells(Callback):
         from hydra.core.override_parser.overrides_parser import OverridesParser
         from omegaconf import OmegaConf
 
-        from runner.__main__ import resolved
+        from runner.compose import resolved
         from runner.config import check_all, folder
 
         loader = GlobalHydra.instance().config_loader()
@@ -32,8 +32,7 @@ class Cells(Callback):
             for cell in BasicSweeper.split_arguments(overrides, None)[0]:
                 composed = loader.load_sweep_config(config, list(cell))
                 choices = OmegaConf.to_container(composed.hydra.runtime.choices)
-                plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                chosen = resolved(plain, choices)
+                chosen = resolved(composed, choices)
                 check_all(chosen)
                 self.cells.setdefault(folder(chosen), " ".join(cell))
         except Exception as error:

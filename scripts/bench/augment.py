@@ -10,9 +10,9 @@ ABOUT = """\
 Steps of LeNet (gather, augment, normalise, forward, backward, update) with augment=crop_flip and without, on images of
 MNIST's and of CIFAR's shape. The ratio is the time of a step with augmentation over that of one without."""
 PACKAGES = ()
-CASES = {LENET: 20, replace(LENET, name="lenet (CIFAR)", shape=CIFAR): 20}  # steps in a measurement
+CASES = {LENET: 5, replace(LENET, name="lenet (CIFAR)", shape=CIFAR): 5}  # steps in a measurement
 
 
-def measure(threads: int = 1, cases: dict = CASES, rounds: int = 40) -> compare.Found:
+def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (9, 20)) -> compare.Found:
     names, words = ("plain", "crop_flip"), ("augment=crop_flip",)
     return compare.steps(cases, names, words, rounds=rounds, most=1.05, threads=threads)

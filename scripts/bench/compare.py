@@ -7,10 +7,13 @@ Found = tuple[list[Row], list[str]]
 
 
 def epochs(
-    case: Case, arms: dict[str, tuple], targets: dict[str, float | None], rounds: int, threads: int = 1
+    case: Case, arms: dict[str, tuple], targets: dict[str, float | None], rounds: tuple[int, int], threads: int = 1
 ) -> Found:
-    """Our steps per second over those of every other arm, in whole trainings of the case. `arms` begins with ours."""
-    seconds = take_turns(arms, rounds, threads)
+    """Our steps per second over those of every other arm, in whole trainings of the case. `arms` begins with ours.
+
+    rounds : and turns in each.
+    """
+    seconds = take_turns(arms, *rounds, threads)
     ours, *others = arms
     control = Ratio.of(seconds[CONTROL], seconds[ours])
     rows = []
@@ -19,7 +22,7 @@ def epochs(
         rows.append(
             Row(f"{case.name}: speed of {ours} over {other}", Ratio.of(seconds[other], seconds[ours]), control, target)
         )
-    return rows, [f"{case}; {rounds} rounds; {medians(seconds, 'step', case.steps)}"]
+    return rows, [f"{case}; {_rounds(rounds)}; {medians(seconds, 'step', case.steps)}"]
 
 
 def steps(
@@ -27,7 +30,7 @@ def steps(
     names: tuple[str, str],
     overrides: tuple[str, ...],
     *,
-    rounds: int,
+    rounds: tuple[int, int],
     most: float | None = None,
     threads: int = 1,
     device: str = "cpu",
@@ -36,19 +39,23 @@ def steps(
 ) -> Found:
     """The time of a step with `overrides` over one without, called by `names`: (without, with).
 
-    cases : with the steps of one measurement. most : the target. common : overrides of both. make : the second arm's
+    cases : with the steps of one measurement. rounds : and turns in each. most : the target. common : overrides of both. make : the second arm's
     class.
     """
     rows, notes = [], []
     base, other = names
     for case, count in cases.items():
         arms = {base: (Steps, case, count, device, common), other: (make, case, count, device, (*common, *overrides))}
-        seconds = take_turns(arms, rounds, threads)
+        seconds = take_turns(arms, *rounds, threads)
         control = Ratio.of(seconds[CONTROL], seconds[base])
         target = most and Target(most, at_least=False)
         rows.append(
             Row(f"{case.name}: time of {other} over {base}", Ratio.of(seconds[other], seconds[base]), control, target)
         )
         times = medians(seconds, "step", count)
-        notes.append(f"{case.name}, batch {case.batch_size}; {rounds} rounds of {count} steps; {times}")
+        notes.append(f"{case.name}, batch {case.batch_size}; {_rounds(rounds)} of {count} steps; {times}")
     return rows, notes
+
+
+def _rounds(rounds: tuple[int, int]) -> str:
+    return f"{rounds[0]} rounds of {rounds[1]} turns"

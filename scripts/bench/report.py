@@ -11,11 +11,11 @@ from scripts.bench.compare import Found
 
 RESULTS = Path(__file__).parent / "results"
 METHOD = """\
-Every arm runs in a process of its own with {threads}. The arms are measured in turns, in random order in every round,
-and a ratio is taken within a round. The control is the first arm measured a second time, in another process: without
-disturbance its ratio would be 1, and a difference from 1 inside its range is not claimed. Whether a target is met goes
-by the median. rounds.py has the details."""
-HEAD = "| what | ratio: median | middle half | range | control: median | middle half | range | target | result |"
+Every arm runs in a process of its own with {threads}. A round is several turns, in each of which every arm is measured
+once, in random order; an arm's time in a round is the median of its turns. Ratios are taken within rounds. The control is
+the first arm measured a second time, in another process: without disturbance its ratio would be 1, and a difference
+from 1 inside its range is not claimed. Whether a target is met goes by the median. rounds.py has the details."""
+HEAD = "| what | ratio | range | control | range | target | result |"
 
 
 def machine() -> str:
@@ -43,7 +43,7 @@ def text(
         f"machine: {', '.join(filter(None, (device, machine())))}; load average at the end {os.getloadavg()[0]:.1f}",
         f"versions: {versions(packages)}",
     ]
-    table = [HEAD, "| --- " * 9 + "|", *(row.cells() for row in rows)] if rows else []
+    table = [HEAD, "| --- " * 7 + "|", *(row.cells() for row in rows)] if rows else []
     method = METHOD.format(threads="one thread" if threads == 1 else f"{threads} threads")
     parts = [f"# {title}", about, *map(_list, (facts,)), method, "\n".join(table), _list(notes)]
     return "\n\n".join(filter(None, parts)) + "\n"

@@ -2,8 +2,9 @@
 
 An arm is measured in a process of its own (the null control is the same arm in another process), so that no arm
 inherits another's caches, allocator, global settings or imports. All arms have the same number of threads. Every arm is
-measured once without counting, to warm up; then in every round all arms are measured, in random order. A ratio is taken
-within a round, since what disturbs a machine changes slowly, and summed up over the rounds by its median and range.
+measured once without counting, to warm up. Then come the rounds. A round is several turns; in a turn every arm is
+measured once, briefly, in random order; an arm's time in the round is the median of its turns. A ratio is taken within
+a round, since what disturbs a machine changes slowly, and summed up over the rounds by its median and range.
 
 In all arms glibc's malloc keeps freed memory. By default it gives the top of the heap back to the system and takes it
 anew, at every step or never, as the heap happens to lie: that made about one process in three, of ours or of others, a
@@ -73,26 +74,30 @@ def close(measure: Callable | None) -> None:
         measure.close()
 
 
-def take_turns(arms: dict[str, Make], rounds: int, threads: int = 1) -> dict[str, list[float]]:
-    """Seconds of every arm in every round. The first arm is measured a second time, as `CONTROL`."""
+def take_turns(arms: dict[str, Make], rounds: int, turns: int, threads: int = 1) -> dict[str, list[float]]:
+    """Seconds of every arm in every round of so many turns. The first arm is measured a second time, as `CONTROL`."""
     first = next(iter(arms.values()))
     with ExitStack() as stack:
         running = {}
         for name, (make, *arguments) in {**arms, CONTROL: first}.items():
             running[name] = Arm(make, *arguments, threads=threads)
             stack.callback(running[name].close)
-        return in_turns(running, rounds)
+        return in_turns(running, rounds, turns)
 
 
-def in_turns(running: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_turns(running: dict[str, Callable[[], float]], rounds: int, turns: int) -> dict[str, list[float]]:
     """`take_turns` for arms that are there already."""
     for measure in running.values():
         measure()
     seconds = {name: [] for name in running}
     order = random.Random(0)
     for _ in range(rounds):
-        for name in order.sample(list(running), len(running)):
-            seconds[name].append(running[name]())
+        found = {name: [] for name in running}
+        for _ in range(turns):
+            for name in order.sample(list(running), len(running)):
+                found[name].append(running[name]())
+        for name, values in found.items():
+            seconds[name].append(statistics.median(values))
     return seconds
 
 
@@ -113,21 +118,18 @@ def medians(seconds: dict[str, list[float]], unit: str, count: int = 1) -> str:
 
 @dataclass
 class Ratio:
-    """A ratio over the rounds: median, middle half and range."""
+    """A ratio over the rounds: median and range."""
 
     median: float
-    quarters: tuple[float, float]
     range: tuple[float, float]
 
     @classmethod
     def of(cls, above: list[float], below: list[float]) -> "Ratio":
         ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        return cls(statistics.median(ratios), (low, high), (ratios[0], ratios[-1]))
+        return cls(statistics.median(ratios), (ratios[0], ratios[-1]))
 
     def __str__(self) -> str:
-        spans = (f"{low:.3f} to {high:.3f}" for low, high in (self.quarters, self.range))
-        return " | ".join([f"{self.median:.3f}", *spans])
+        return f"{self.median:.3f} | {self.range[0]:.3f} to {self.range[1]:.3f}"
 
     def __contains__(self, value: float) -> bool:
         return self.range[0] <= value <= self.range[1]

@@ -71,7 +71,7 @@ def _seconds(command: list[str], folder: Path, threads: int) -> float:
     return float(done.stdout.split()[-1]) - begin
 
 
-def measure(threads: int = 1, rounds: int = 9) -> Found:
+def measure(threads: int = 1, rounds: tuple = (5, 2)) -> Found:
     with ExitStack() as stack:
         folders = [Path(stack.enter_context(TemporaryDirectory())) for _ in range(3)]
         arms = {
@@ -79,7 +79,7 @@ def measure(threads: int = 1, rounds: int = 9) -> Found:
             "ours": ours(folders[1], threads),
             CONTROL: bare(folders[2], threads),
         }
-        seconds = in_turns(arms, rounds)
+        seconds = in_turns(arms, *rounds)
     control = Ratio.of(seconds[CONTROL], seconds["bare"])
     row = Row("first step, ours over bare", Ratio.of(seconds["ours"], seconds["bare"]), control, Target(1.3, False))
-    return [row], [f"{rounds} rounds; {medians(seconds, 'start')}"]
+    return [row], [f"{rounds[0]} rounds of {rounds[1]} turns; {medians(seconds, 'start')}"]

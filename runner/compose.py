@@ -1,0 +1,35 @@
+"""From overrides to a checked config, in Python: what the command does, for scripts, notebooks and tests."""
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runner.build import ConfigError
+from runner.config import LISTS, SINGLES, check_all
+from runner.listing import conf_dir
+
+
+def resolved(cfg: DictConfig, choices: dict) -> dict:
+    """A composed config as plain dicts, without Hydra's own node and with the names of the chosen options.
+
+    Raises ConfigError where an interpolation leads nowhere.
+    """
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    try:
+        config = OmegaConf.to_container(own, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    for group in LISTS:
+        config[group] = config[group] or {}
+    config["choices"] = {group: choices.get(group) for group in SINGLES} | {g: list(config[g]) for g in LISTS}
+    return config
+
+
+def compose(*overrides: str) -> dict:
+    """The config of `python -m runner *overrides`, checked, for `runner.run.run`. Raises ConfigError or Hydra's own."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra_compose("config", list(overrides), return_hydra_config=True)
+    config = resolved(cfg, OmegaConf.to_container(cfg.hydra.runtime.choices))
+    check_all(config)
+    return config

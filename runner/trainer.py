@@ -48,15 +48,16 @@ class Closure:
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
                 with run.precision.autocast():
                     out = run.forward(micro.x)
-                loss = run.risk(run.loss(out, micro), micro)
-                loss = run.hooks.loss(run, out, micro, loss) * (share * len(micro) / len(batch))
+                loss = run.hooks.loss(run, out, micro, run.risk(run.loss(out, micro), micro))
+                if (part := share * len(micro) / len(batch)) != 1:
+                    loss = loss * part
                 if create_graph:
                     parts = torch.autograd.grad(run.precision.up(loss), weights.parameters, create_graph=True)
                     grad = weights.flatten(parts) + (0.0 if grad is None else grad)
                 else:
                     run.precision.up(loss).backward()
                 outs.append(out.detach())
-                total = total + loss.detach()
+                total = loss.detach() + total
         self.passes += 1
         if create_graph:
             grad = grad if scale is None else grad / scale.value

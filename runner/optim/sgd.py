@@ -44,18 +44,22 @@ class SGD(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
+            lr, momentum, decay, keep = group["lr"], group["momentum"], group["weight_decay"], 1 - group["dampening"]
             for w in group["params"]:
                 if w.grad is None:
                     continue
-                g = w.grad.add(w, alpha=decay) if decay else w.grad
-                if momentum:
+                v = None
+                if momentum:  # g = grad + decay * w is never formed: a temporary costs more than the sum
                     state = self.state[w]
-                    if "velocity" not in state:
-                        state["velocity"] = g.clone()
+                    if "velocity" in state:
+                        v = state["velocity"].mul_(momentum).add_(w.grad, alpha=keep)
+                        v = v.add_(w, alpha=decay * keep) if decay else v
                     else:
-                        state["velocity"].mul_(momentum).add_(g, alpha=1 - group["dampening"])
-                    v = state["velocity"]
-                    g = g.add(v, alpha=momentum) if group["nesterov"] else v
-                w.add_(g, alpha=-lr)
+                        v = state["velocity"] = w.grad.add(w, alpha=decay)
+                if v is None or group["nesterov"]:
+                    if decay:
+                        w.mul_(1 - lr * decay)
+                    w.add_(w.grad, alpha=-lr)
+                if v is not None:
+                    w.add_(v, alpha=-lr * momentum if group["nesterov"] else -lr)
         return loss

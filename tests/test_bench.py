@@ -53,7 +53,7 @@ def check(found: compare.Found, rows: int) -> None:
 
 
 def test_arms_take_turns():
-    """Every arm once to warm up, not counted, then once a turn, in changing order; a round is the median of its turns."""
+    """Every arm once to warm up, not counted, then once a turn in changing order; a round is its turns' median."""
     calls = []
     values = {"a": iter([9.0] + [1.0, 5.0, 2.0] * 4), "b": iter([9.0] + [3.0, 0.5, 8.0] * 4)}
 

@@ -44,7 +44,7 @@ class Case:
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 MLP = Case("mlp 784-128-10", "mlp", MNIST, 60_000, 10_000)
 LENET = Case("lenet", "lenet", MNIST, 12_800, 2_000)
-RESNET = Case("resnet20", "resnet20", CIFAR, 512, 128)
+RESNET = Case("resnet20", "resnet20", CIFAR, 384, 128)
 
 
 @lru_cache(maxsize=4)

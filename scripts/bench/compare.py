@@ -39,8 +39,8 @@ def steps(
 ) -> Found:
     """The time of a step with `overrides` over one without, called by `names`: (without, with).
 
-    cases : with the steps of one measurement. rounds : and turns in each. most : the target. common : overrides of both. make : the second arm's
-    class.
+    cases : with the steps of one measurement. rounds : and turns in each. most : the target. common : overrides of
+    both arms. make : the second arm's class.
     """
     rows, notes = [], []
     base, other = names

@@ -33,8 +33,8 @@ class Arm:
     def __init__(self, make: Callable, *arguments, threads: int):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, threads, make, arguments))
-        with patch.dict(os.environ, KEEP):  # read when a process starts
+        self.process = context.Process(target=_serve, args=(other, make, arguments))
+        with patch.dict(os.environ, KEEP | {"OMP_NUM_THREADS": str(threads)}):  # read when a process starts
             self.process.start()
         other.close()
 
@@ -52,10 +52,7 @@ class Arm:
             self.process.terminate()
 
 
-def _serve(pipe, threads: int, make: Callable, arguments: tuple) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+def _serve(pipe, make: Callable, arguments: tuple) -> None:
     measure = None
     try:
         while pipe.recv():

@@ -42,7 +42,6 @@ class Closure:
         run, weights, scale = self.run, self.run.weights, self.run.precision.scale
         batch = self.batch if mask is None else self.batch.select(mask)
         share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
-        weights.zero_grad()
         outs, total, grad = [], 0.0, None
         with run.statistics(live=self.passes == 0):
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
@@ -51,19 +50,18 @@ class Closure:
                 loss = run.hooks.loss(run, out, micro, run.risk(run.loss(out, micro), micro))
                 if (part := share * len(micro) / len(batch)) != 1:
                     loss = loss * part
+                parts = torch.autograd.grad(
+                    run.precision.up(loss), weights.parameters, create_graph=create_graph, allow_unused=True
+                )
+                weights.set_grad(parts, add=bool(outs))
                 if create_graph:
-                    parts = torch.autograd.grad(run.precision.up(loss), weights.parameters, create_graph=True)
                     grad = weights.flatten(parts) + (0.0 if grad is None else grad)
-                else:
-                    run.precision.up(loss).backward()
                 outs.append(out.detach())
                 total = loss.detach() + total
         self.passes += 1
-        if create_graph:
-            grad = grad if scale is None else grad / scale.value
-            weights.grad.copy_(grad.detach())
-        elif scale is not None:
+        if scale is not None:
             weights.grad.mul_(1.0 / scale.value)
+            grad = None if grad is None else grad / scale.value
         if not self.alone:
             distributed.sum_(weights.grad)
         if scale is not None:
@@ -182,7 +180,7 @@ class Trainer:
     def note(self, first: Pass, batch: Batch, samples: int) -> None:
         """The pass at w goes into the loss's memories and this epoch's sums."""
         self.loss.observe(first.out, batch)
-        self.loss_sum += first.loss * samples
+        self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
         if self.dataset.task == "classes":
             target = batch.y if batch.y.dim() == 1 else batch.y.argmax(-1)

@@ -1,6 +1,6 @@
 """The trainable parameters as one vector."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -42,6 +42,7 @@ class Weights:
         self.parameters: list[nn.Parameter] = list(named)
         self.names: list[str] = list(named.values())
         self.slices: list[slice] = []
+        self._grads: list[Tensor] = []
         end = 0
         for parameter in self.parameters:
             self.slices.append(slice(end, end + parameter.numel()))
@@ -55,6 +56,7 @@ class Weights:
             values.copy_(parameter.data)
             parameter.data = values
             parameter.grad = gradient
+            self._grads.append(gradient)
         self.flat = nn.Parameter(self.data)  # shares memory with `data`: what an elementwise optimizer steps
         self.flat.grad = self.grad
 
@@ -68,15 +70,30 @@ class Weights:
         for name, parameter, where in zip(self.names, self.parameters, self.slices, strict=True):
             yield name, self._view(vector, parameter, where)
 
-    def flatten(self, tensors: Iterable[Tensor]) -> Tensor:
-        """One (P,) vector out of tensors in the parameters' shapes, differentiably."""
+    def flatten(self, tensors: Iterable[Tensor | None]) -> Tensor:
+        """One (P,) vector out of tensors in the parameters' shapes, differentiably; None is zero."""
         parts, end = [], 0
         for tensor, parameter, where in zip(tensors, self.parameters, self.slices, strict=True):
+            tensor = torch.zeros_like(parameter) if tensor is None else tensor
             stride = parameter.stride()
             memory_order = sorted(range(parameter.dim()), key=lambda axis: (-stride[axis], axis))
             parts += [tensor.new_zeros(where.start - end), tensor.permute(memory_order).reshape(-1)]
             end = where.stop
         return torch.cat([*parts, self.data.new_zeros(len(self.data) - end)])
+
+    @torch.no_grad()
+    def set_grad(self, parts: Sequence[Tensor | None], add: bool = False) -> None:
+        """grad = parts (grad += parts with `add`), in the parameters' shapes; None, of an unused parameter, is zero."""
+        views = self._grads
+        if any(part is None for part in parts):
+            views = [view for view, part in zip(views, parts, strict=True) if part is not None]
+            parts = [part for part in parts if part is not None]
+            if not add:
+                self.grad.zero_()
+        if add:
+            torch._foreach_add_(views, list(parts))
+        else:
+            torch._foreach_copy_(views, list(parts))
 
     def zero_grad(self) -> None:
         self.grad.zero_()

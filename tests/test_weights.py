@@ -86,3 +86,18 @@ def test_nothing_to_train_and_mixed_types_are_refused():
         Weights(nn.ReLU())
     with pytest.raises(ValueError, match="one dtype"):
         Weights(nn.Linear(2, 2), nn.Linear(2, 2).double())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_set_grad_copies_adds_and_takes_none_for_zero(memory_format):
+    model = small().to(memory_format=memory_format)
+    weights = Weights(model)
+    parts = [torch.randn_like(parameter) for parameter in weights.parameters]
+    weights.grad.fill_(7.0)
+    weights.set_grad([*parts[:-1], None])
+    for part, parameter in zip([*parts[:-1], torch.zeros_like(parts[-1])], weights.parameters, strict=True):
+        assert torch.equal(parameter.grad, part)
+    weights.set_grad(parts, add=True)
+    for factor, part, parameter in zip([2] * (len(parts) - 1) + [1], parts, weights.parameters, strict=True):
+        torch.testing.assert_close(parameter.grad, factor * part)
+    assert torch.equal(weights.flatten([*parts[:-1], None])[weights.slices[-1]], torch.zeros_like(parts[-1]))

@@ -13,6 +13,6 @@ PACKAGES = ()
 CASES = {LENET: 5, replace(LENET, name="lenet (CIFAR)", shape=CIFAR): 5}  # steps in a measurement
 
 
-def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (7, 15)) -> compare.Found:
+def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (5, 20)) -> compare.Found:
     names, words = ("plain", "crop_flip"), ("augment=crop_flip",)
     return compare.steps(cases, names, words, rounds=rounds, most=1.05, threads=threads)

@@ -13,7 +13,7 @@ PACKAGES = ()
 CASES = {MLP: 40, LENET: 5, RESNET: 1}  # steps in a measurement
 
 
-def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (5, 3)) -> compare.Found:
+def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (3, 5)) -> compare.Found:
     if not (shutil.which("g++") or shutil.which("clang++")):
         return [], ["Not measured: there is no C++ compiler here, which torch.compile needs."]
     return compare.steps(cases, ("eager", "compiled"), ("train.compile=true",), rounds=rounds, threads=threads)

@@ -88,7 +88,7 @@ class Peak:
         return torch.cuda.max_memory_allocated() / 2**20
 
 
-def loop(device: str, cases: dict[Case, float] = LOOPS, rounds: tuple = (5, 3)) -> Found:
+def loop(device: str, cases: dict[Case, float] = LOOPS, rounds: tuple = (3, 3)) -> Found:
     rows, notes = [], []
     for case, target in cases.items():
         for precision, dtype in DTYPES.items():
@@ -99,27 +99,27 @@ def loop(device: str, cases: dict[Case, float] = LOOPS, rounds: tuple = (5, 3)) 
     return rows, notes
 
 
-def sam(device: str, cases: dict[Case, int] = SMALL, rounds: tuple = (5, 5)) -> Found:
+def sam(device: str, cases: dict[Case, int] = SMALL, rounds: tuple = (3, 5)) -> Found:
     step = partial(compare.steps, rounds=rounds, device=device, common=BF16)
     return step(cases, ("sgd", "sam"), ("optim=sam",), most=2.1)
 
 
-def data(device: str, cases: dict[Case, int] = SMALL, rounds: tuple = (5, 3)) -> Found:
+def data(device: str, cases: dict[Case, int] = SMALL, rounds: tuple = (3, 3)) -> Found:
     step = partial(compare.steps, rounds=rounds, device=device, common=BF16)
     return step(cases, ("data on the device", "DataLoader"), (), make=Streamed)
 
 
-def augment(device: str, cases: dict[Case, int] = {LENET: 400}, rounds: tuple = (5, 5)) -> Found:  # noqa: B006 (only read)
+def augment(device: str, cases: dict[Case, int] = {LENET: 400}, rounds: tuple = (3, 5)) -> Found:  # noqa: B006 (only read)
     step = partial(compare.steps, rounds=rounds, device=device, common=BF16)
     return step(cases, ("plain", "crop_flip"), ("augment=crop_flip",), most=1.05)
 
 
-def compiled(device: str, cases: dict[Case, int] = LARGE, rounds: tuple = (5, 5)) -> Found:
+def compiled(device: str, cases: dict[Case, int] = LARGE, rounds: tuple = (3, 5)) -> Found:
     step = partial(compare.steps, rounds=rounds, device=device, common=BF16)
     return step(cases, ("eager", "compiled"), ("train.compile=true",))
 
 
-def channels_last(device: str, cases: dict[Case, int] = LARGE, rounds: tuple = (5, 5)) -> Found:
+def channels_last(device: str, cases: dict[Case, int] = LARGE, rounds: tuple = (3, 5)) -> Found:
     step = partial(compare.steps, rounds=rounds, device=device, common=BF16)
     return step(cases, ("contiguous", "channels_last"), ("train.channels_last=true",))
 

@@ -16,7 +16,7 @@ the same evaluation, but no logger and no checkpoints. The data are random pixel
 memory. The ratio is our steps per second over the other's, evaluation and saving counted in the time of both."""
 PACKAGES = ("lightning",)
 CASES = {MLP: (0.90, 1.3), LENET: (0.95, None), RESNET: (0.98, None)}  # targets: by hand, Lightning
-ROUNDS = {MLP: (7, 3), LENET: (5, 2), RESNET: (5, 2)}  # and turns in each
+ROUNDS = {MLP: (5, 3), LENET: (5, 2), RESNET: (5, 1)}  # and turns in each
 
 
 def measure(threads: int = 1, cases: dict = CASES, rounds: dict = ROUNDS) -> compare.Found:

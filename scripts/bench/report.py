@@ -11,10 +11,10 @@ from scripts.bench.compare import Found
 
 RESULTS = Path(__file__).parent / "results"
 METHOD = """\
-Every arm runs in a process of its own with {threads}. A round is several turns, in each of which every arm is measured
-once, in random order; an arm's time in a round is the median of its turns. Ratios are taken within rounds. The control
-is the first arm measured a second time, in another process: without disturbance its ratio would be 1, and a difference
-from 1 inside its range is not claimed. Whether a target is met goes by the median. rounds.py has the details."""
+In every round every arm is a new process with {threads}. A round is several turns, in each of which every arm is
+measured once, in random order; an arm's time in a round is the median of its turns. Ratios are taken within rounds. The
+control is the first arm measured a second time, in another process: without disturbance its ratio would be 1, and a
+difference from 1 inside its range is not claimed. Whether a target is met goes by the median. rounds.py has more."""
 HEAD = "| what | ratio | range | control | range | target | result |"
 
 

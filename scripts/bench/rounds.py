@@ -1,10 +1,11 @@
-"""The method of every bench: arms in turns, ratios within a round, and a null control.
+"""The method of every bench: rounds of turns, ratios within a round, and a null control.
 
-An arm is measured in a process of its own (the null control is the same arm in another process), so that no arm
-inherits another's caches, allocator, global settings or imports. All arms have the same number of threads. Every arm is
-measured once without counting, to warm up. Then come the rounds. A round is several turns; in a turn every arm is
-measured once, briefly, in random order; an arm's time in the round is the median of its turns. A ratio is taken within
-a round, since what disturbs a machine changes slowly, and summed up over the rounds by its median and range.
+In every round each arm is set up anew in a process of its own, so that no arm inherits another's caches, allocator,
+global settings or imports, and that the luck of a process (where its memory lies can make it some percent faster or
+slower for good) shows in the range over the rounds. All arms have the same number of threads. Each is measured once
+without counting, to warm up. Then come the turns: in a turn every arm is measured once, briefly, in random order; its
+time in the round is the median of its turns. A ratio is taken within a round, since what disturbs a machine changes
+slowly, and summed up over the rounds by its median and range. The null control is the first arm a second time.
 
 In all arms glibc's malloc keeps freed memory. By default it gives the top of the heap back to the system and takes it
 anew, at every step or never, as the heap happens to lie: that made about one process in three, of ours or of others, a
@@ -53,12 +54,15 @@ class Arm:
 
 
 def _serve(pipe, make: Callable, arguments: tuple) -> None:
-    measure = None
+    measure = failure = None
+    try:
+        measure = make(*arguments)  # at once: the arms of a round set themselves up side by side
+    except Exception:
+        failure = traceback.format_exc()
     try:
         while pipe.recv():
             try:
-                measure = measure or make(*arguments)
-                pipe.send(("seconds", measure()))
+                pipe.send(("failed", failure) if failure else ("seconds", measure()))
             except Exception:
                 pipe.send(("failed", traceback.format_exc()))
     except EOFError:
@@ -72,30 +76,32 @@ def close(measure: Callable | None) -> None:
 
 
 def take_turns(arms: dict[str, Make], rounds: int, turns: int, threads: int = 1) -> dict[str, list[float]]:
-    """Seconds of every arm in every round of so many turns. The first arm is measured a second time, as `CONTROL`."""
+    """Seconds of every arm in every round. The first arm is measured a second time, as `CONTROL`."""
     first = next(iter(arms.values()))
-    with ExitStack() as stack:
-        running = {}
-        for name, (make, *arguments) in {**arms, CONTROL: first}.items():
-            running[name] = Arm(make, *arguments, threads=threads)
-            stack.callback(running[name].close)
-        return in_turns(running, rounds, turns)
-
-
-def in_turns(running: dict[str, Callable[[], float]], rounds: int, turns: int) -> dict[str, list[float]]:
-    """`take_turns` for arms that are there already."""
-    for measure in running.values():
-        measure()
-    seconds = {name: [] for name in running}
-    order = random.Random(0)
+    order, found = random.Random(0), []
     for _ in range(rounds):
-        found = {name: [] for name in running}
-        for _ in range(turns):
-            for name in order.sample(list(running), len(running)):
-                found[name].append(running[name]())
-        for name, values in found.items():
-            seconds[name].append(statistics.median(values))
-    return seconds
+        with ExitStack() as stack:
+            running = {}
+            for name, (make, *arguments) in {**arms, CONTROL: first}.items():
+                running[name] = Arm(make, *arguments, threads=threads)
+                stack.callback(running[name].close)
+            for measure in running.values():
+                measure()
+            found.append(in_turns(running, turns, order))
+    return by_arm(found)
+
+
+def in_turns(running: dict[str, Callable[[], float]], turns: int, order: random.Random) -> dict[str, float]:
+    """One round: the median of its turns for every arm."""
+    seconds = {name: [] for name in running}
+    for _ in range(turns):
+        for name in order.sample(list(running), len(running)):
+            seconds[name].append(running[name]())
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def by_arm(rounds: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [found[name] for found in rounds] for name in rounds[0]}
 
 
 def once(make: Callable, *arguments, threads: int = 1):

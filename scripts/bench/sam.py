@@ -11,5 +11,5 @@ PACKAGES = ()
 CASES = {MLP: 40, LENET: 5, RESNET: 1}  # steps in a measurement
 
 
-def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (7, 4)) -> compare.Found:
+def measure(threads: int = 1, cases: dict = CASES, rounds: tuple = (5, 4)) -> compare.Found:
     return compare.steps(cases, ("sgd", "sam"), ("optim=sam",), rounds=rounds, most=2.1, threads=threads)

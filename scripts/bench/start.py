@@ -1,6 +1,7 @@
 """From the start of the process to the end of the first training step."""
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scripts.bench.compare import Found
-from scripts.bench.rounds import CONTROL, Ratio, Row, Target, in_turns, medians
+from scripts.bench.rounds import CONTROL, Ratio, Row, Target, by_arm, in_turns, medians
 
 TITLE = "Time to the first step"
 ABOUT = """\
@@ -71,15 +72,14 @@ def _seconds(command: list[str], folder: Path, threads: int) -> float:
     return float(done.stdout.split()[-1]) - begin
 
 
-def measure(threads: int = 1, rounds: tuple = (5, 2)) -> Found:
+def measure(threads: int = 1, rounds: tuple = (7, 1)) -> Found:
     with ExitStack() as stack:
-        folders = [Path(stack.enter_context(TemporaryDirectory())) for _ in range(3)]
-        arms = {
-            "bare": bare(folders[0], threads),
-            "ours": ours(folders[1], threads),
-            CONTROL: bare(folders[2], threads),
-        }
-        seconds = in_turns(arms, *rounds)
+        a, b, c = (Path(stack.enter_context(TemporaryDirectory())) for _ in range(3))
+        arms = {"bare": bare(a, threads), "ours": ours(b, threads), CONTROL: bare(c, threads)}
+        for start in arms.values():
+            start()
+        order = random.Random(0)
+        seconds = by_arm([in_turns(arms, rounds[1], order) for _ in range(rounds[0])])
     control = Ratio.of(seconds[CONTROL], seconds["bare"])
     row = Row("first step, ours over bare", Ratio.of(seconds["ours"], seconds["bare"]), control, Target(1.3, False))
     return [row], [f"{rounds[0]} rounds of {rounds[1]} turns; {medians(seconds, 'start')}"]

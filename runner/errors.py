@@ -33,7 +33,7 @@ def _about(override: str, overrides: list[str], folders: list[Path]) -> str | No
                 shown = ", ".join(known) if len(known) <= 12 else f"see --list {key}"
                 return f"no {key} named '{name}'.{suggest(name, known)} There are: {shown}"
         return None
-    if key.startswith("hydra") or key == "experiment":
+    if key.startswith("hydra"):
         return None
     group, _, rest = key.partition(".")
     if group in GROUPS:

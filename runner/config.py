@@ -15,7 +15,7 @@ from runner.schema import Count, Natural, Positive
 LISTS = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
 SINGLES = tuple(group for group in GROUPS if group not in LISTS)  # groups of which one option is chosen
 # What does not change the numbers that a run computes is not part of its identity
-APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices"}
+APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices", "sweep"}
 APART_TRAIN = {"workers", "eval_batch_size", "save_minutes"}
 
 
@@ -48,6 +48,21 @@ class Train:
 
 
 @dataclass
+class Sweep:
+    """The node `sweep`: how many runs at once, and how. It changes no run's numbers beyond rounding, nor its identity.
+
+    jobs : worker processes; `auto` is `jobs_per_gpu` for every GPU where there are any, else one for every core.
+    pack : replicas that one process trains side by side where the runs differ in numbers alone; `auto` measures.
+    on_error : `stop` starts no further run after the first that failed.
+    """
+
+    jobs: Literal["auto"] | Count = "auto"
+    jobs_per_gpu: Count = 1
+    pack: Literal["auto", "off"] | Count = "auto"
+    on_error: Literal["continue", "stop"] = "continue"
+
+
+@dataclass
 class Root:
     """What stands at the top level beside the groups and `train`."""
 
@@ -61,22 +76,23 @@ class Root:
 
 def check_all(config: dict) -> None:
     """Every node of a composed config, before data, device or disk are touched. Raises ConfigError."""
-    root = {key: value for key, value in config.items() if key not in (*GROUPS, "train", "choices")}
+    root = {key: value for key, value in config.items() if key not in (*GROUPS, "train", "sweep", "choices")}
     for key, value in root.items():
         if isinstance(value, dict):
             raise ConfigError(f"no group '{key}'. The groups are: {', '.join(GROUPS)}")
     known = Root.__dataclass_fields__
     for key in root:
         if key not in known:
-            raise ConfigError(f"no key '{key}'. At the top level there are: {', '.join(known)}, train and the groups")
+            raise ConfigError(f"no key '{key}'. At the top level there are: {', '.join(known)}, train, sweep and the groups")
     for key, value in root.items():
         if wrong := misfit(value, typing.get_type_hints(Root, include_extras=True)[key]):
             raise ConfigError(f"{key}={value}: must be {wrong}")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
         raise ConfigError(f"device={config['device']}: must be one of auto, cpu, cuda, cuda:<number>, mps")
-    if not isinstance(config["train"], dict):
-        raise ConfigError(f"train={config['train']}: it has keys of its own, such as train.epochs=20")
-    check(config["train"], "train", Train)
+    for key, schema, example in (("train", Train, "epochs=20"), ("sweep", Sweep, "jobs=2")):
+        if not isinstance(config[key], dict):
+            raise ConfigError(f"{key}={config[key]}: it has keys of its own, such as {key}.{example}")
+        check(config[key], key, schema)
     if "/" in config["name"] or config["name"].startswith("."):
         raise ConfigError(f"name={config['name']}: it is one folder under {config['outputs_dir']}/, without '/'")
     for group in SINGLES:

@@ -39,13 +39,13 @@ def _about(override: str, overrides: list[str], folders: list[Path]) -> str | No
     if group in GROUPS:
         return _inside(group, rest, key, overrides, folders)
     root = yaml.safe_load((folders[-1] / "config.yaml").read_text(encoding="utf-8"))
-    top = [*Root.__dataclass_fields__, "train", *GROUPS]
+    top = [*Root.__dataclass_fields__, "train", "sweep", *GROUPS]
     if group not in top:
         return f"no key or group '{group}'.{suggest(group, top)} There are: {', '.join(top)}"
-    if group == "train":
-        known = list(root["train"])
+    if group in ("train", "sweep"):
+        known = list(root[group])
         if rest not in known:
-            return f"no key '{key}'.{suggest(rest, known, 'train.')} It has: {', '.join(known)}"
+            return f"no key '{key}'.{suggest(rest, known, f'{group}.')} It has: {', '.join(known)}"
     elif rest:
         return f"no key '{key}': '{group}' is a plain value, {group}=..."
     return None

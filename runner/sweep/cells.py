@@ -2,9 +2,27 @@
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
+
+
+@dataclass
+class Cell:
+    """One run of a sweep: its checked config, and what one would type to get it alone."""
+
+    config: dict
+    overrides: list[str]
+
+    @property
+    def folder(self) -> Path:
+        from runner.config import folder
+
+        return folder(self.config)
+
+    def __str__(self) -> str:
+        return " ".join(self.overrides)
 
 
 class Refused(BaseException):

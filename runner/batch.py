@@ -17,14 +17,32 @@ class Batch:
     domain: Tensor | None = None  # (B,) environment, group or client, where the dataset has one
     weight: Tensor | None = None  # (B,) sample weights, where a hook or sampler sets them
     total: int = 0  # samples in the step's whole batch, over all micro-batches and devices; 0 means len(self)
+    lead: int = 0  # 1 where every tensor has a leading replica axis: (K, B, ...)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[self.lead]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that hold one."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)[:5]}
+        return {name: value for name, value in values.items() if value is not None}
 
     def select(self, where) -> "Batch":
         """The samples at `where` (a slice, an index or a boolean mask); `total` is kept."""
-        values = (getattr(self, field.name) for field in fields(self) if field.name != "total")
-        return Batch(*(None if value is None else value[where] for value in values), total=self.total)
+        where = (slice(None),) * self.lead + (where,)
+        chosen = {name: value[where] for name, value in self.tensors().items()}
+        return Batch(**chosen, total=self.total, lead=self.lead)
+
+    def replica(self, k: int) -> "Batch":
+        """One replica's batch out of (K, B, ...)."""
+        return Batch(**{name: value[k] for name, value in self.tensors().items()}, total=self.total)
+
+    @staticmethod
+    def stack(batches: "list[Batch]") -> "Batch":
+        """The batches of K replicas as one (K, B, ...)."""
+        fields_of = [batch.tensors() for batch in batches]
+        stacked = {name: torch.stack([own[name] for own in fields_of]) for name in fields_of[0]}
+        return Batch(**stacked, total=batches[0].total, lead=1)
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Consecutive parts of at most `size` samples."""
@@ -46,17 +64,17 @@ class Output:
         return Output(self.logits.detach(), self.features.detach())
 
     @staticmethod
-    def cat(parts: list["Output"]) -> "Output":
-        """The outputs of consecutive parts of a batch as that of the whole."""
+    def cat(parts: list["Output"], axis: int = 0) -> "Output":
+        """The outputs of consecutive parts of a batch as that of the whole; `axis` is that of the samples."""
         if len(parts) == 1:
             return parts[0]
-        return Output(torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]))
+        return Output(torch.cat([p.logits for p in parts], axis), torch.cat([p.features for p in parts], axis))
 
 
 @dataclass(slots=True)
 class Pass:
     """One forward and backward over a batch. The gradient itself is in `Weights.grad`."""
 
-    loss: Tensor  # scalar, detached: what was minimised, penalties included
+    loss: Tensor  # scalar, or (K,) for replicas, detached: what was minimised, penalties included
     out: Output  # detached, over the whole local batch
     grad: Tensor | None = None  # (P,) differentiable gradient, only where `create_graph` asked for it

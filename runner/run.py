@@ -16,6 +16,7 @@ from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity
 from runner.dataset.loader import Loader
+from runner.dropout import Masks
 from runner.errors import defaults
 from runner.hook import Hooks
 from runner.listing import conf_dir
@@ -120,6 +121,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     )
     _check_batches(loader, len(dataset.train), train, model)
     memory_format = torch.channels_last if train.channels_last else torch.preserve_format
+    masks = Masks([config["seed"]])
+    model = masks.install(model)
     model, loss, risk = (module.to(device, memory_format=memory_format) for module in (model, loss, risk))
     transform = build(config["quantization"], "quantization")
     example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
@@ -141,10 +144,12 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         sharpness=build(config["sharpness"], "sharpness"),
         hooks=Hooks({name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}),
         precision=precision,
+        masks=masks,
         train=train,
         device=device,
         record=record,
     )
+    trainer.hooks.start(trainer)
     return trainer, transform, example
 
 

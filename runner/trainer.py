@@ -13,6 +13,7 @@ from runner.batch import Batch, Output, Pass
 from runner.config import Train
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
+from runner.dropout import Masks
 from runner.hook import Hooks
 from runner.loss import Loss
 from runner.measure import measures
@@ -45,13 +46,12 @@ class Closure:
         outs, total, grad = [], 0.0, None
         with run.statistics(live=self.passes == 0):
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
-                with run.precision.autocast():
-                    out = run.forward(micro.x)
-                loss = run.hooks.loss(run, out, micro, run.risk(run.loss(out, micro), micro))
+                loss, out = run.objective(micro)
+                run.masks.forwards += 1
                 if (part := share * len(micro) / len(batch)) != 1:
                     loss = loss * part
                 parts = torch.autograd.grad(
-                    run.precision.up(loss), weights.parameters, create_graph=create_graph, allow_unused=True
+                    run.precision.up(loss), weights.parameters, run.ones, create_graph=create_graph, allow_unused=True
                 )
                 weights.set_grad(parts, add=bool(outs))
                 if create_graph:
@@ -68,7 +68,7 @@ class Closure:
             finite = bool(torch.isfinite(weights.grad).all())
             if distributed.any_of(not finite, weights.grad.device):
                 raise Overflow
-        return Pass(total, Output.cat(outs), grad)
+        return Pass(total, Output.cat(outs, batch.lead), grad)
 
 
 class Trainer:
@@ -78,8 +78,15 @@ class Trainer:
     ----------
     model, loss, risk : modules on their device; `weights` has made their parameters one vector.
     optimizer : over `weights.flat` or `weights.parameters`. schedule : multiplies its learning rate before every step.
+    masks : of the model's dropout layers.
     record : the run's folder; `tell` : prints a line for the user (nothing in all processes but the first).
+
+    `runner.replicas.Replicas` is the same loop over K runs side by side: tensors have a leading axis there, losses are
+    (K,), and everything in this file works on either.
     """
+
+    ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
+    random: dict | None = None  # this run's global random states, where it shares the process with others
 
     def __init__(
         self,
@@ -95,6 +102,7 @@ class Trainer:
         sharpness: Sharpness,
         hooks: Hooks,
         precision: Precision,
+        masks: Masks,
         train: Train,
         device: torch.device,
         record: Record,
@@ -105,10 +113,12 @@ class Trainer:
         self.model, self.loss, self.risk, self.weights = model, loss, risk, weights
         self.forward = torch.compile(model) if train.compile else model
         self.optimizer, self.schedule, self.sharpness, self.hooks = optimizer, schedule, sharpness, hooks
-        self.precision, self.train, self.record, self.tell, self.progress = precision, train, record, tell, progress
+        self.precision, self.masks, self.train = precision, masks, train
+        self.record, self.tell, self.progress = record, tell, progress
         self.steps_per_epoch = loader.steps_per_epoch
         self.steps = train.steps or train.epochs * self.steps_per_epoch
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # e.g. running statistics
         self.norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
         self.count = 0  # updates so far; a step skipped for overflow counts, as its data are used up
         self.loss_sum = torch.zeros((), device=device)  # over this epoch's samples, as the next two
@@ -118,12 +128,12 @@ class Trainer:
         self.seconds, self.clock = 0.0, time.perf_counter()
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
-        hooks.start(self)
 
     # ---- the step
 
     def step(self, batch: Batch) -> Tensor | None:
         """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""
+        self.masks.step, self.masks.forwards = self.count, 0
         batch = self.hooks.batch(self, batch)
         self.set_lr()
         first = True
@@ -152,6 +162,12 @@ class Trainer:
         self.hooks.step(self)
         self.count += 1
         return loss
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Output]:
+        """What is minimised on a (micro-)batch, penalties included, and the model's output."""
+        with self.precision.autocast():
+            out = self.forward(batch.x)
+        return self.hooks.loss(self, out, batch, self.risk(self.loss(out, batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
         """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w."""
@@ -183,8 +199,8 @@ class Trainer:
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
         if self.dataset.task == "classes":
-            target = batch.y if batch.y.dim() == 1 else batch.y.argmax(-1)
-            self.correct += (first.out.logits.argmax(-1) == target).sum()
+            target = batch.y if batch.y.dim() == 1 + batch.lead else batch.y.argmax(-1)
+            self.correct += (first.out.logits.argmax(-1) == target).sum(-1)
 
     def look(self, batch: Batch | None = None) -> None:
         """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""
@@ -332,7 +348,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "hooks": self.hooks.state_dict(),
             "scale": self.precision.scale.state_dict() if self.precision.scale else None,
-            "random": distributed.all_of(checkpoint.random_states()),
+            "random": distributed.all_of(self.random or checkpoint.random_states()),
             "count": self.count,
             "sums": distributed.all_of(self.sums().cpu()),
             "best": self.best,
@@ -348,7 +364,11 @@ class Trainer:
         self.hooks.load_state_dict(state["hooks"])
         if self.precision.scale and state["scale"]:
             self.precision.scale.load_state_dict(state["scale"])
-        checkpoint.restore_random_states(state["random"][distributed.rank % len(state["random"])])
+        random = state["random"][distributed.rank % len(state["random"])]
+        if self.random is None:
+            checkpoint.restore_random_states(random)
+        else:
+            self.random = random
         self.count, self.best, self.seconds = state["count"], state["best"], state["seconds"]
         if len(state["sums"]) == distributed.world:
             sums = state["sums"][distributed.rank]

@@ -2,11 +2,33 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 ALIGN = 16  # elements: every tensor starts on a 64-byte border, as vector instructions and GPU kernels like it
+
+
+def column(value: float | Tensor, like: Tensor) -> float | Tensor:
+    """A number as it is; one for each replica, (K,), so that it multiplies `like`, (K, ...), replica by replica."""
+    if isinstance(value, Tensor):
+        return value.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+    return value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one tensor lives in a vector."""
+
+    size: torch.Size
+    stride: tuple[int, ...]
+    start: int
+
+    def view(self, vector: Tensor) -> Tensor:
+        """The tensor as a view of (P,), or with a leading replica axis of (K, P)."""
+        size, stride = (*vector.shape[:-1], *self.size), (*vector.stride()[:-1], *self.stride)
+        return vector.as_strided(size, stride, vector.storage_offset() + self.start)
 
 
 class Weights:
@@ -15,6 +37,8 @@ class Weights:
     The modules' own tensors become views of the two buffers, with their memory format kept, so that an elementwise
     update or a norm is one operation whatever the depth. Between tensors there are a few padding elements; they are
     zero in both buffers and stay zero under any elementwise update of w and its gradient.
+
+    K replicas are (K, P): see `stack`. `dot` and `norm` then give (K,), and whatever multiplies a vector may be (K,).
 
     Parameters
     ----------
@@ -41,45 +65,62 @@ class Weights:
             raise ValueError(f"trainable parameters must share one dtype and device, got {sorted(map(str, kinds))}")
         self.parameters: list[nn.Parameter] = list(named)
         self.names: list[str] = list(named.values())
-        self.slices: list[slice] = []
-        self._grads: list[Tensor] = []
+        self.places: list[Place] = []
         end = 0
         for parameter in self.parameters:
-            self.slices.append(slice(end, end + parameter.numel()))
+            # empty_like keeps the strides of a dense tensor (channels_last) and makes an overlapping one contiguous
+            self.places.append(Place(parameter.size(), torch.empty_like(parameter).stride(), end))
             end += -(-parameter.numel() // ALIGN) * ALIGN
         (dtype, device) = kinds.pop()
-        self.data = torch.zeros(end, dtype=dtype, device=device)
-        self.grad = torch.zeros_like(self.data)
+        data = torch.zeros(end, dtype=dtype, device=device)
         self.count = sum(parameter.numel() for parameter in self.parameters)
-        for parameter, where in zip(self.parameters, self.slices, strict=True):
-            values, gradient = (self._view(buffer, parameter, where) for buffer in (self.data, self.grad))
-            values.copy_(parameter.data)
-            parameter.data = values
-            parameter.grad = gradient
-            self._grads.append(gradient)
-        self.flat = nn.Parameter(self.data)  # shares memory with `data`: what an elementwise optimizer steps
-        self.flat.grad = self.grad
+        for parameter, place in zip(self.parameters, self.places, strict=True):
+            place.view(data).copy_(parameter.data)
+        self.flat = nn.Parameter(data)  # shares memory with `data`: what an elementwise optimizer steps
+        self._live_in(data, torch.zeros_like(data))
 
-    @staticmethod
-    def _view(buffer: Tensor, parameter: Tensor, where: slice) -> Tensor:
-        # empty_like keeps the strides of a dense tensor (channels_last) and makes an overlapping one contiguous
-        return buffer.as_strided(parameter.size(), torch.empty_like(parameter).stride(), where.start)
+    def _live_in(self, data: Tensor, grad: Tensor) -> None:
+        """Make these two buffers, with their present values, the weights and their gradients."""
+        self.data, self.grad = data, grad
+        self._grads = [place.view(grad) for place in self.places]
+        for parameter, place, gradient in zip(self.parameters, self.places, self._grads, strict=True):
+            parameter.data, parameter.grad = place.view(data), gradient
+        self.flat.data, self.flat.grad = data, grad
+
+    @classmethod
+    def stack(cls, members: "list[Weights]") -> "Weights":
+        """K vectors of one layout as one (K, P), of which they are the rows from here on.
+
+        `parameters` are then (K, *shape), and a row changes with its member. Raises ValueError for other layouts.
+        """
+        first = members[0]
+        if any(member.places != first.places or member.names != first.names for member in members):
+            raise ValueError("their parameters differ in number, name or shape")
+        stacked = object.__new__(cls)
+        stacked.names, stacked.places, stacked.count = first.names, first.places, first.count
+        data = torch.stack([member.data for member in members])
+        stacked.parameters = [nn.Parameter(place.view(data)) for place in stacked.places]
+        stacked.flat = nn.Parameter(data)
+        stacked._live_in(data, torch.stack([member.grad for member in members]))
+        for member, row, gradient in zip(members, stacked.data, stacked.grad, strict=True):
+            member._live_in(row, gradient)
+        return stacked
 
     def views(self, vector: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor in the parameter's shape) for every parameter, as views of a (P,) vector."""
-        for name, parameter, where in zip(self.names, self.parameters, self.slices, strict=True):
-            yield name, self._view(vector, parameter, where)
+        """(name, tensor in the parameter's shape) for every parameter, as views of a (P,) or (K, P) vector."""
+        for name, place in zip(self.names, self.places, strict=True):
+            yield name, place.view(vector)
 
     def flatten(self, tensors: Iterable[Tensor | None]) -> Tensor:
-        """One (P,) vector out of tensors in the parameters' shapes, differentiably; None is zero."""
-        parts, end = [], 0
-        for tensor, parameter, where in zip(tensors, self.parameters, self.slices, strict=True):
+        """One (P,) or (K, P) vector out of tensors in the parameters' shapes, differentiably; None is zero."""
+        lead, parts, end = self.data.shape[:-1], [], 0
+        for tensor, parameter, place in zip(tensors, self.parameters, self.places, strict=True):
             tensor = torch.zeros_like(parameter) if tensor is None else tensor
-            stride = parameter.stride()
-            memory_order = sorted(range(parameter.dim()), key=lambda axis: (-stride[axis], axis))
-            parts += [tensor.new_zeros(where.start - end), tensor.permute(memory_order).reshape(-1)]
-            end = where.stop
-        return torch.cat([*parts, self.data.new_zeros(len(self.data) - end)])
+            memory_order = sorted(range(len(place.size)), key=lambda axis: (-place.stride[axis], axis))
+            order = (*range(len(lead)), *(len(lead) + axis for axis in memory_order))
+            parts += [tensor.new_zeros(*lead, place.start - end), tensor.permute(order).reshape(*lead, -1)]
+            end = place.start + place.size.numel()
+        return torch.cat([*parts, self.data.new_zeros(*lead, self.data.shape[-1] - end)], -1)
 
     @torch.no_grad()
     def set_grad(self, parts: Sequence[Tensor | None], add: bool = False) -> None:
@@ -105,14 +146,14 @@ class Weights:
         self.data.copy_(vector)
 
     def add_(self, vector: Tensor, alpha: float | Tensor = 1.0) -> None:
-        """w += alpha * vector; alpha is a number or a 0-d tensor (no synchronisation with the device)."""
+        """w += alpha * vector; alpha is a number, or a tensor () or (K,) (no synchronisation with the device)."""
         if isinstance(alpha, Tensor):
-            self.data.addcmul_(vector, alpha)
+            self.data.addcmul_(vector, column(alpha, self.data))
         else:
             self.data.add_(vector, alpha=alpha)
 
     def scale_(self, factor: float | Tensor) -> None:
-        self.data.mul_(factor)
+        self.data.mul_(column(factor, self.data))
 
     @staticmethod
     def dot(a: Tensor, b: Tensor) -> Tensor:

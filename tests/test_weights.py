@@ -24,7 +24,7 @@ def test_views_follow_the_buffer_and_keep_values_and_format(memory_format):
     weights.scale_(0.0)
     assert all(not parameter.any() for parameter in model.parameters())
     assert weights.count == sum(parameter.numel() for parameter in before.parameters())
-    assert all(where.start % ALIGN == 0 for where in weights.slices)
+    assert all(place.start % ALIGN == 0 for place in weights.places)
 
 
 def test_gradients_accumulate_into_the_flat_buffer():
@@ -100,4 +100,4 @@ def test_set_grad_copies_adds_and_takes_none_for_zero(memory_format):
     weights.set_grad(parts, add=True)
     for factor, part, parameter in zip([2] * (len(parts) - 1) + [1], parts, weights.parameters, strict=True):
         torch.testing.assert_close(parameter.grad, factor * part)
-    assert torch.equal(weights.flatten([*parts[:-1], None])[weights.slices[-1]], torch.zeros_like(parts[-1]))
+    assert torch.equal(weights.places[-1].view(weights.flatten([*parts[:-1], None])), torch.zeros_like(parts[-1]))

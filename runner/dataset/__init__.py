@@ -1,12 +1,12 @@
 """Data sets: what is loaded, how it is split, and how it is damaged on purpose."""
 
 import hashlib
-from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner import keyed
 from runner.dataset import damage
@@ -24,21 +24,60 @@ class Images(Protocol):
         """(C, H, W) uint8; `seed` drives random cropping in training and is None in evaluation."""
 
 
-@dataclass
 class Split:
-    """N samples: raw inputs (uint8 pixels or floats, before normalisation) and targets."""
+    """N samples: raw inputs (uint8 pixels or floats, before normalisation) and targets.
 
-    x: Tensor | Images  # (N, *shape)
-    y: Tensor  # (N,) int64 class ids, (N, C) multi-hot floats, or (N,) floats
-    domain: Tensor | None = None  # (N,) int64
+    A part of a split refers to the whole one's inputs by row and copies none of them: the runs of a process, side by
+    side or one after another, share one copy of a data set.
+
+    Parameters
+    ----------
+    base : (M, *shape) inputs, or `Images`, which are decoded when asked for.
+    y : (N,) int64 class ids, (N, C) multi-hot floats, or (N,) floats.
+    domain : (N,) int64, or None.
+    rows : (N,) int64, where in `base` the samples are. None: N = M, in the order of `base`.
+    """
+
+    def __init__(self, base: "Tensor | Images", y: Tensor, domain: Tensor | None = None, rows: Tensor | None = None):
+        self.base, self.y, self.domain, self.rows = base, y, domain, rows
 
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def x(self) -> "Tensor | Images":
+        """(N, *shape) inputs: `base`, or a copy of the rows in question."""
+        return self.base if self.rows is None else self.base.index_select(0, self.rows)
+
     def select(self, index: Tensor) -> "Split":
         """The samples at `index`, (M,) int64."""
-        x = self.x.index_select(0, index) if isinstance(self.x, Tensor) else self.x.select(index)
-        return Split(x, self.y[index], None if self.domain is None else self.domain[index])
+        domain = None if self.domain is None else self.domain[index]
+        if not isinstance(self.base, Tensor):
+            return Split(self.base.select(index), self.y[index], domain)
+        return Split(self.base, self.y[index], domain, index if self.rows is None else self.rows[index])
+
+    def labelled(self, y: Tensor) -> "Split":
+        """The same inputs with other targets."""
+        return Split(self.base, y, self.domain, self.rows)
+
+    def to(self, device: torch.device) -> "Split":
+        """Tensors on the device; `Images` stay. Inputs are moved once for all splits that share them."""
+        base = moved(self.base, device) if isinstance(self.base, Tensor) else self.base
+        others = (None if tensor is None else tensor.to(device) for tensor in (self.y, self.domain, self.rows))
+        return Split(base, *others)
+
+
+_copies = WeakTensorKeyDictionary()  # inputs -> {device: their copy there}, for as long as somebody uses the inputs
+
+
+def moved(inputs: Tensor, device: torch.device) -> Tensor:
+    """The inputs on the device, copied there once in the life of the process."""
+    if inputs.device == device:
+        return inputs
+    copies = _copies.setdefault(inputs, {})
+    if device not in copies:
+        copies[device] = inputs.to(device)
+    return copies[device]
 
 
 class Dataset:
@@ -150,7 +189,7 @@ class Dataset:
         if self.noise != "none":
             draw = keyed.generator(self.damage_seed, "label noise")
             noisy = damage.KINDS[self.noise](clean, self.classes, self.noise_rate, draw, self.asymmetric)
-            train = Split(train.x, noisy, train.domain)
+            train = train.labelled(noisy)
         kept, held = self._hold_out(len(train))
         if self.noise != "none":
             changed = clean != train.y

@@ -1,6 +1,7 @@
 """Handwritten digits that come with scikit-learn."""
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,10 @@ class Digits(Dataset):
         kept, held = fixed_test(y, "digits test")
         self.mean, self.std = statistics(x[kept])
         self.fingerprint = fingerprint(x, y)
-        return Split(x[kept], y[kept]), Split(x[held], y[held])
+        return Split(x, y).select(kept), Split(x, y).select(held)
 
 
+@lru_cache(maxsize=1)
 def read() -> tuple[Tensor, Tensor]:
     """All images (1797, 1, 8, 8) uint8 and labels (1797,), without the second that importing scikit-learn takes."""
     package = importlib.util.find_spec("sklearn")

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+from functools import lru_cache
 from glob import escape
 from pathlib import Path
 from typing import Literal
@@ -198,21 +199,26 @@ class Hub(Dataset):
     def _uncached(self, error: Exception) -> None:
         log.warning("cannot keep decoded '%s' in %s: %s; going on without", self.name, self.cache_dir, error)
 
+    @staticmethod
+    @lru_cache(maxsize=2)  # the runs of a process read the same few sets
+    def _held(folder: Path) -> tuple[Split, Split, dict]:
+        meta = json.loads((folder / "meta.json").read_text())
+        arrays = [torch.from_numpy(np.load(folder / f"{part}.npy")) for part in meta["shapes"]]
+        if [list(array.shape) for array in arrays] != list(meta["shapes"].values()):
+            raise ValueError("sizes differ from those noted")
+        meta["classes"], meta["names"], meta["fingerprint"], meta["statistics"]  # noqa: B018 all there
+        train_x, train_y, test_x, test_y = arrays
+        return Split(train_x, train_y), Split(test_x, test_y), meta
+
     def _read(self, folder: Path) -> tuple[Split, Split, dict] | None:
         if not folder.is_dir():
             return None
         try:
-            meta = json.loads((folder / "meta.json").read_text())
-            arrays = [torch.from_numpy(np.load(folder / f"{part}.npy")) for part in meta["shapes"]]
-            if [list(array.shape) for array in arrays] != list(meta["shapes"].values()):
-                raise ValueError("sizes differ from those noted")
-            meta["classes"], meta["names"], meta["fingerprint"], meta["statistics"]  # noqa: B018 all there
-            train_x, train_y, test_x, test_y = arrays
+            return self._held(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             log.warning("the cache entry %s is damaged (%s); making it again", folder, reason)
             return None
-        return Split(train_x, train_y), Split(test_x, test_y), meta
 
     @staticmethod
     def _write(folder: Path, train: Split, test: Split, meta: dict) -> None:

@@ -76,10 +76,11 @@ class Loader:
         """The training steps of an epoch, from step `start` on."""
         order = torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples)).to(self.device)
         steps = range(start, self.steps_per_epoch)
-        if isinstance(self._train.x, Tensor):
+        if isinstance(self._train.base, Tensor):
+            where = order if self._train.rows is None else self._train.rows[order]
             for step in steps:
-                index = order[self._share(step)]
-                yield self._training(epoch, step, index, self._train.x.index_select(0, index))
+                share = self._share(step)
+                yield self._training(epoch, step, order[share], self._train.base.index_select(0, where[share]))
         else:
             on_cpu = order.cpu()
             indices = (on_cpu[self._share(step)] for step in steps)
@@ -92,12 +93,13 @@ class Loader:
         split = self._on_device(split)
         low, high = self._part(len(split))
         slices = [slice(begin, min(begin + batch_size, high)) for begin in range(low, high, batch_size)]
-        if isinstance(split.x, Tensor):
-            inputs = (split.x[where] for where in slices)
+        if isinstance(split.base, Tensor):
+            rows = split.rows
+            inputs = (split.base[w] if rows is None else split.base.index_select(0, rows[w]) for w in slices)
         else:
             plan = _Plan([(i, None) for i in range(where.start, where.stop)] for where in slices)
             workers = min(self.workers, len(slices)) if len(slices) > 1 else 0
-            inputs = (x.to(self.device, non_blocking=True) for x in self._items(split.x, plan, workers))
+            inputs = (x.to(self.device, non_blocking=True) for x in self._items(split.base, plan, workers))
         for where, x in zip(slices, inputs, strict=True):
             index = torch.arange(where.start, where.stop, device=self.device)
             domain = None if split.domain is None else split.domain[where]
@@ -136,9 +138,7 @@ class Loader:
         """The split with its tensors on the device; the data set's own splits are moved once and kept."""
         known = next((pair for pair in self._resident if pair[0] is split), [split, None])
         if known[1] is None:
-            x = split.x.to(self.device) if isinstance(split.x, Tensor) else split.x
-            domain = None if split.domain is None else split.domain.to(self.device)
-            known[1] = Split(x, split.y.to(self.device), domain)
+            known[1] = split.to(self.device)
         return known[1]
 
     # ---- images decoded on demand
@@ -149,7 +149,7 @@ class Loader:
 
     def _training_items(self, batches: Iterator[list]) -> Iterator[Tensor]:
         if self._workers is None:
-            self._workers = self._items(self._train.x, _Plan([]), self.workers, persistent=self.workers > 0)
+            self._workers = self._items(self._train.base, _Plan([]), self.workers, persistent=self.workers > 0)
         self._workers.batch_sampler.batches = batches
         return iter(self._workers)
 

@@ -8,7 +8,20 @@ from runner.batch import Batch, Output
 
 
 class Hook:
-    """Base of every hook. `run` is the `runner.trainer.Trainer`; state goes through state_dict / load_state_dict."""
+    """Base of every hook. `run` is the `runner.trainer.Trainer`; state goes through state_dict / load_state_dict.
+
+    Where runs are trained side by side, `loss` is called under one vmap and of `run` it sees count, steps and
+    steps_per_epoch only; `batch` is called for one replica after another.
+
+    Attributes
+    ----------
+    replicas : bool
+        Whether `gradient` and `step` work on K replicas at once, where vectors are (K, P), their norms and products
+        (K,), `run.buffers` have a leading axis and any number of the hook's own may be (K,) too. Default False: they
+        are called for one replica after another.
+    """
+
+    replicas: bool = False
 
     def start(self, run) -> None:
         """Once, when the trainer is built and before any state is restored."""

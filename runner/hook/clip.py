@@ -2,6 +2,7 @@
 
 from runner.hook import Hook
 from runner.schema import Positive
+from runner.weights import column
 
 
 class Clip(Hook):
@@ -13,9 +14,11 @@ class Clip(Hook):
     that of torch.nn.utils.clip_grad_norm_. Default norm: 1.
     """
 
+    replicas = True
+
     def __init__(self, norm: Positive = 1.0):
         self.norm = norm
 
     def gradient(self, run) -> None:
         grad = run.weights.grad
-        grad.mul_((self.norm / (run.weights.norm(grad) + 1e-6)).clamp(max=1.0))
+        grad.mul_(column((self.norm / (run.weights.norm(grad) + 1e-6)).clamp(max=1.0), grad))

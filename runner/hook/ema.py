@@ -6,6 +6,7 @@ import torch
 
 from runner.hook import Hook
 from runner.schema import OpenFraction
+from runner.weights import column
 
 
 class EMA(Hook):
@@ -22,6 +23,8 @@ class EMA(Hook):
     warm : ramp the decay up so that short runs are not dominated by the initial weights. Default true.
     """
 
+    replicas = True
+
     def __init__(self, decay: OpenFraction = 0.999, warm: bool = True):
         self.decay = decay
         self.warm = warm
@@ -29,22 +32,21 @@ class EMA(Hook):
 
     def start(self, run) -> None:
         self.average = run.weights.clone()
-        self.buffers = [buffer.clone() for buffer in self._live(run)]
-
-    @staticmethod
-    def _live(run) -> list[torch.Tensor]:
-        return [buffer for buffer in run.model.buffers() if buffer.is_floating_point()]
+        self.buffers = [buffer.clone() for buffer in run.buffers]
 
     def step(self, run) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warm else self.decay
+        decay = self.decay
+        if self.warm:
+            ramp = (1 + self.updates) / (10 + self.updates)
+            decay = decay.clamp(max=ramp) if isinstance(decay, torch.Tensor) else min(decay, ramp)
         self.updates += 1
-        self.average.lerp_(run.weights.data, 1 - decay)
-        for mean, live in zip(self.buffers, self._live(run), strict=True):
-            mean.lerp_(live, 1 - decay)
+        self.average.lerp_(run.weights.data, column(1 - decay, self.average))
+        for mean, live in zip(self.buffers, run.buffers, strict=True):
+            mean.lerp_(live, column(1 - decay, mean))
 
     @contextmanager
     def weights(self, run):
-        live = self._live(run)
+        live = run.buffers
         saved = [buffer.clone() for buffer in live]
         with run.weights.restored():
             run.weights.copy_(self.average)

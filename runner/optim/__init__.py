@@ -2,4 +2,39 @@
 
 A class whose update is elementwise says so with `elementwise = True`; the engine then hands it all parameters as one
 flat tensor, which changes nothing in the result and makes a step a few operations whatever the depth of the model.
+K replicas are one flat (K, P), and a hyperparameter in which they differ is a float64 tensor (K,): such a class works
+with either. The functions below are torch's own in-place ones where the factor is a number, and accept (K,) as well.
 """
+
+from torch import Tensor
+
+from runner.weights import column
+
+
+def given(value: float | Tensor) -> bool:
+    """Whether a term is switched on. Replicas that differ in a hyperparameter all have the term."""
+    return isinstance(value, Tensor) or bool(value)
+
+
+def add_(y: Tensor, x: Tensor, factor: float | Tensor) -> Tensor:
+    """y += factor * x."""
+    return y.addcmul_(x, column(factor, y)) if isinstance(factor, Tensor) else y.add_(x, alpha=factor)
+
+
+def plus(y: Tensor, x: Tensor, factor: float | Tensor) -> Tensor:
+    """y + factor * x."""
+    return y.addcmul(x, column(factor, y)) if isinstance(factor, Tensor) else y.add(x, alpha=factor)
+
+
+def addcmul_(y: Tensor, a: Tensor, b: Tensor, factor: float | Tensor) -> Tensor:
+    """y += factor * a * b."""
+    if isinstance(factor, Tensor):
+        return y.addcmul_(a, b * column(factor, y))
+    return y.addcmul_(a, b, value=factor)
+
+
+def addcdiv_(y: Tensor, a: Tensor, b: Tensor, factor: float | Tensor) -> Tensor:
+    """y += factor * a / b."""
+    if isinstance(factor, Tensor):
+        return y.addcdiv_(a * column(factor, y), b)
+    return y.addcdiv_(a, b, value=factor)

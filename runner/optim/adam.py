@@ -1,10 +1,10 @@
 """Adam and AdamW."""
 
-import math
-
 import torch
 
+from runner.optim import addcdiv_, addcmul_, given, plus
 from runner.schema import NonNegative, OpenFraction, Positive
+from runner.weights import column
 
 
 class Adam(torch.optim.Optimizer):
@@ -39,7 +39,7 @@ class Adam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+            lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
             for w in group["params"]:
                 if w.grad is None:
                     continue
@@ -48,13 +48,13 @@ class Adam(torch.optim.Optimizer):
                     state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w))
                 state["t"] += 1
                 g = w.grad
-                if decay and group["decoupled"]:
-                    w.mul_(1 - lr * decay)
-                elif decay:
-                    g = g.add(w, alpha=decay)
-                state["m"].lerp_(g, 1 - beta1)
-                state["v"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-                scale = math.sqrt(1 - beta2 ** state["t"])
-                denominator = state["v"].sqrt().div_(scale).add_(group["eps"])
-                w.addcdiv_(state["m"], denominator, value=-lr / (1 - beta1 ** state["t"]))
+                if given(decay) and group["decoupled"]:
+                    w.mul_(column(1 - lr * decay, w))
+                elif given(decay):
+                    g = plus(g, w, decay)
+                state["m"].lerp_(g, column(1 - beta1, w))
+                addcmul_(state["v"].mul_(column(beta2, w)), g, g, 1 - beta2)
+                scale = (1 - beta2 ** state["t"]) ** 0.5
+                denominator = state["v"].sqrt().div_(column(scale, w)).add_(column(eps, w))
+                addcdiv_(w, state["m"], denominator, -lr / (1 - beta1 ** state["t"]))
         return loss

@@ -2,7 +2,9 @@
 
 import torch
 
+from runner.optim import add_, given, plus
 from runner.schema import NonNegative, OpenFraction
+from runner.weights import column
 
 
 class SGD(torch.optim.Optimizer):
@@ -49,17 +51,17 @@ class SGD(torch.optim.Optimizer):
                 if w.grad is None:
                     continue
                 v = None
-                if momentum:  # g = grad + decay * w is never formed: a temporary costs more than the sum
+                if given(momentum):  # g = grad + decay * w is never formed: a temporary costs more than the sum
                     state = self.state[w]
                     if "velocity" in state:
-                        v = state["velocity"].mul_(momentum).add_(w.grad, alpha=keep)
-                        v = v.add_(w, alpha=decay * keep) if decay else v
+                        v = add_(state["velocity"].mul_(column(momentum, w)), w.grad, keep)
+                        v = add_(v, w, decay * keep) if given(decay) else v
                     else:
-                        v = state["velocity"] = w.grad.add(w, alpha=decay)
+                        v = state["velocity"] = plus(w.grad, w, decay)
                 if v is None or group["nesterov"]:
-                    if decay:
-                        w.mul_(1 - lr * decay)
-                    w.add_(w.grad, alpha=-lr)
+                    if given(decay):
+                        w.mul_(column(1 - lr * decay, w))
+                    add_(w, w.grad, -lr)
                 if v is not None:
-                    w.add_(v, alpha=-lr * momentum if group["nesterov"] else -lr)
+                    add_(w, v, -lr * momentum if group["nesterov"] else -lr)
         return loss

@@ -23,9 +23,14 @@ class Sharpness:
     m : int or None
         Samples that share one perturbation (m-sharpness, Foret et al. 2021, section 4.1). None: the whole batch over
         all devices. The engine calls the method once for every m samples of a device and averages the gradients.
+    replicas : bool
+        Whether it works on K replicas at once, where vectors are (K, P), their norms and products (K,), and any number
+        of its own may be (K,) too: no branch on such a value, no reduction over all of a vector. Default False: runs
+        with the method are not trained side by side.
     """
 
     m: int | None = None
+    replicas: bool = False
 
     def __call__(self, closure: Closure, weights: Weights) -> Pass:
         raise NotImplementedError

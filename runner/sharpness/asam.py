@@ -25,6 +25,8 @@ class ASAM(Sharpness):
     m : samples that share one perturbation. Default null: the whole batch.
     """
 
+    replicas = True
+
     def __init__(self, rho: NonNegative = 0.5, eta: NonNegative = 0.01, m: Count | None = None):
         self.rho = rho
         self.eta = eta

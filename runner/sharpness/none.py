@@ -8,5 +8,7 @@ from runner.weights import Weights
 class Plain(Sharpness):
     """The gradient of the risk at w: one pass."""
 
+    replicas = True
+
     def __call__(self, closure: Closure, weights: Weights) -> Pass:
         return closure()

@@ -20,6 +20,8 @@ class SAM(Sharpness):
     m : samples that share one perturbation (see `Sharpness.m`). Default null: the whole batch.
     """
 
+    replicas = True
+
     def __init__(self, rho: NonNegative = 0.05, m: Count | None = None):
         self.rho = rho
         self.m = m

@@ -195,12 +195,15 @@ class Trainer:
     @torch.no_grad()
     def note(self, first: Pass, batch: Batch, samples: int) -> None:
         """The pass at w goes into the loss's memories and this epoch's sums."""
-        self.loss.observe(first.out, batch)
+        self.observe(first.out, batch)
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
         if self.dataset.task == "classes":
             target = batch.y if batch.y.dim() == 1 + batch.lead else batch.y.argmax(-1)
             self.correct += (first.out.logits.argmax(-1) == target).sum(-1)
+
+    def observe(self, out: Output, batch: Batch) -> None:
+        self.loss.observe(out, batch)
 
     def look(self, batch: Batch | None = None) -> None:
         """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""
@@ -235,7 +238,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last step, evaluating, recording and saving on the way."""
         self.model.train()
-        self.clock = time.perf_counter()
+        self.tick_from_now()
         while self.count < self.steps:
             epoch, position = divmod(self.count, self.steps_per_epoch)
             start, begun = self.count, time.perf_counter()
@@ -325,6 +328,10 @@ class Trainer:
                     )
 
     # ---- state
+
+    def tick_from_now(self) -> None:
+        """Time before this moment does not count."""
+        self.clock = time.perf_counter()
 
     def tick(self) -> None:
         """Add the time since the last tick to the run's seconds, which a resumed run carries on."""

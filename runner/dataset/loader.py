@@ -74,7 +74,7 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The training steps of an epoch, from step `start` on."""
-        order = torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples)).to(self.device)
+        order = self.order(epoch)
         steps = range(start, self.steps_per_epoch)
         if isinstance(self._train.base, Tensor):
             where = order if self._train.rows is None else self._train.rows[order]
@@ -87,6 +87,10 @@ class Loader:
             plan = (list(zip(index.tolist(), self._item_seeds(epoch, index), strict=True)) for index in indices)
             for step, x in zip(steps, self._training_items(plan), strict=True):
                 yield self._training(epoch, step, order[self._share(step)], x.to(self.device, non_blocking=True))
+
+    def order(self, epoch: int) -> Tensor:
+        """The training samples in the order in which the epoch visits them."""
+        return torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples)).to(self.device)
 
     def evaluate(self, split: Split, batch_size: int) -> Iterator[Batch]:
         """The samples of a split in order, without augmentation; each rank its contiguous share of the split."""

@@ -33,6 +33,17 @@ def restore_random_states(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def compact(state):
+    """The same state, where tensors that are a small part of their storage are copies: a file would hold all of it."""
+    if isinstance(state, torch.Tensor):
+        return state.clone() if 2 * state.nbytes < state.untyped_storage().nbytes() else state
+    if isinstance(state, dict):
+        return {key: compact(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(map(compact, state))
+    return state
+
+
 def save(state: dict, path: Path) -> None:
     """Write beside the old file, flush to disk, then rename over it: a crash or a full disk leaves the old one whole.
 

@@ -33,6 +33,22 @@ class Broken(Exception):
         self.errors = errors
 
 
+def refuse(trainer: Trainer) -> None:
+    """Raise Unpackable for a run that cannot have others beside it, whatever they are."""
+    if distributed.world > 1:
+        raise Unpackable("a run that several processes share")
+    if trainer.precision.scale is not None:
+        raise Unpackable("train.precision=fp16: every run has a loss scale and skipped steps of its own")
+    if trainer.train.compile:
+        raise Unpackable("train.compile=true")
+    if not isinstance(trainer.dataset.train.base, Tensor):
+        raise Unpackable("a data set that is streamed")
+    if not getattr(trainer.optimizer, "elementwise", False):
+        raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that its update is elementwise")
+    if not trainer.sharpness.replicas:
+        raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
+
+
 class Replicas(Trainer):
     """The trainers of K runs, stepped together.
 
@@ -50,7 +66,10 @@ class Replicas(Trainer):
         self.constants: list[Tensor] = []  # hyperparameters: stacked, never written back
         self.broken: dict[int, Exception] = {}
         first = members[0]
-        self._refuse(first)
+        refuse(first)
+        for what in ("count", "samples", "steps", "steps_per_epoch"):
+            if len({getattr(member, what) for member in members}) > 1:
+                raise Unpackable(f"the runs differ in {what}")
         try:
             weights = Weights.stack([member.weights for member in members])
         except ValueError as error:
@@ -80,21 +99,6 @@ class Replicas(Trainer):
         self.samples = first.samples
         self._functional()
 
-    def _refuse(self, first: Trainer) -> None:
-        if distributed.world > 1:
-            raise Unpackable("a run that several processes share")
-        if first.precision.scale is not None:
-            raise Unpackable("train.precision=fp16: every run has a loss scale and skipped steps of its own")
-        if first.train.compile:
-            raise Unpackable("train.compile=true")
-        if not getattr(first.optimizer, "elementwise", False):
-            raise Unpackable(f"{type(first.optimizer).__name__} does not say that its update is elementwise")
-        if not first.sharpness.replicas:
-            raise Unpackable(f"{type(first.sharpness).__name__} does not say that it works on replicas")
-        for what in ("count", "samples", "steps", "steps_per_epoch"):
-            if len({getattr(member, what) for member in self.members}) > 1:
-                raise Unpackable(f"the runs differ in {what}")
-
     # ---- stacking
 
     def _stack(self, objects: list[Any], where: str) -> Any:
@@ -123,9 +127,7 @@ class Replicas(Trainer):
                     return type(first)(self._merge(part, where) for part in zip(*values, strict=True))
             elif isinstance(first, dict):
                 if all(value.keys() == first.keys() for value in values):
-                    return {
-                        key: self._merge(tuple(value[key] for value in values), f"{where}.{key}") for key in first
-                    }
+                    return {key: self._merge(tuple(value[key] for value in values), f"{where}.{key}") for key in first}
             elif all(value is first or value == first for value in values):
                 return first
         raise Unpackable(f"{where} differs between the runs, and not by a number")
@@ -174,7 +176,9 @@ class Replicas(Trainer):
                 tensors = {key: value for key, value in vars(hook).items() if isinstance(value, Tensor)}
                 self.numbers |= {(len(self.owners) - 1, key): value for key, value in tensors.items()}
                 if any(isinstance(v, list | dict | tuple) and _holds_tensor(v) for v in vars(hook).values()):
-                    raise Unpackable(f"hook.{name} keeps tensors in a list, which its loss cannot have replica by replica")
+                    raise Unpackable(
+                        f"hook.{name} keeps tensors in a list, which its loss cannot have replica by replica"
+                    )
 
     def _slot(self, modules: tuple[nn.Module, ...]) -> None:
         """Note the plain numbers in which these modules, one of each run, differ."""
@@ -429,8 +433,6 @@ class StackedLoader:
         first = loaders[0]
         self.loaders, self.steps_per_epoch = loaders, first.steps_per_epoch
         splits = [loader._train for loader in loaders]
-        if not all(isinstance(split.base, Tensor) for split in splits):
-            raise Unpackable("a data set that is streamed")
         if len({(len(split), split.base.shape[1:], split.y.shape, split.domain is None) for split in splits}) > 1:
             raise Unpackable("the runs differ in the number of samples or their shape")
         bases = list({id(split.base): split.base for split in splits}.values())

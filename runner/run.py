@@ -44,31 +44,67 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     if result is not None:
         tell(f"already done, nothing to do: {place}\n{summary(result)}")
         return result
-    train = Train(**config["train"])
-    device = distributed.device(config["device"])
-    prepare(config["seed"], train, device)
-    loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
-    record = Record(place, loggers) if distributed.rank == 0 else Elsewhere(place)
-    trainer, transform, example = assemble(config, train, device, record)
-    bar = _Bar(trainer.steps)
-    trainer.tell = bar.tell if distributed.rank == 0 else tell
-    with _locked(record), _signals(trainer):
-        path = place / "last.pt"
-        resumed = None
-        if distributed.from_first(path.exists()):
-            state = checkpoint.load(path)
-            trainer.load_state_dict(state)
-            resumed = state["lines"]
-        with _as_config_error("logger"):
-            record.start(config, overrides, resumed)
+    job = Job(config, overrides)
+    trainer = job.trainer
+    bar = _Bar(trainer.steps, tell)
+    trainer.tell = bar.tell
+    with job.locked(), signals(lambda name: setattr(trainer, "stop", name)):
+        job.resume()
+        job.start()
         tell(_heading(config, overrides, trainer, place))
         with bar.shown(trainer):
             build(config["federated"], "federated").run(trainer)
-        transform.convert(trainer.model, example)
-        result = _result(config, trainer)
-        record.finish(result)
+        result = job.finish()
     tell(f"{summary(result)}\n{place}")
     return result
+
+
+class Job:
+    """One run, built from its config and not begun: nothing is written before `locked`.
+
+    Building sets all global state anew (see `prepare`). Raises ConfigError.
+    """
+
+    def __init__(self, config: dict, overrides: list[str]):
+        self.config, self.overrides, self.folder = config, overrides, folder(config)
+        self.lines: int | None = None  # of metrics.jsonl at the checkpoint that `resume` found
+        train = Train(**config["train"])
+        device = distributed.device(config["device"])
+        prepare(config["seed"], train, device)
+        loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
+        self.record = Record(self.folder, loggers) if distributed.rank == 0 else Elsewhere(self.folder)
+        self.trainer, self.transform, self.example = assemble(config, train, device, self.record)
+
+    @contextmanager
+    def locked(self):
+        """Alone with the folder; an exception inside is kept there as what became of the run."""
+        with _as_config_error("name"):
+            self.record.__enter__()
+        try:
+            yield
+        except BaseException:
+            self.record.__exit__(*sys.exc_info())
+            raise
+        self.record.__exit__(None, None, None)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, where there is one."""
+        path = self.folder / "last.pt"
+        if distributed.from_first(path.exists()):
+            state = checkpoint.load(path)
+            self.trainer.load_state_dict(state)
+            self.lines = state["lines"]
+
+    def start(self) -> None:
+        with _as_config_error("logger"):
+            self.record.start(self.config, self.overrides, self.lines)
+
+    def finish(self) -> dict:
+        """After the last step: what is deployed, and result.json."""
+        self.transform.convert(self.trainer.model, self.example)
+        result = _result(self.config, self.trainer)
+        self.record.finish(result)
+        return result
 
 
 def prepare(seed: int, train: Train, device: torch.device) -> None:
@@ -209,26 +245,15 @@ class Elsewhere:
 
 
 @contextmanager
-def _locked(record):
-    with _as_config_error("name"):
-        record.__enter__()
-    try:
-        yield
-    except BaseException:
-        record.__exit__(*sys.exc_info())
-        raise
-    record.__exit__(None, None, None)
-
-
-@contextmanager
-def _signals(trainer: Trainer):
-    """SIGINT and SIGTERM stop after the present step, with a save; a second SIGINT stops at once."""
+def signals(stop):
+    """SIGINT and SIGTERM call stop(their name), and training ends after the present step; a second SIGINT ends it at
+    once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask(number, frame):
-        trainer.stop = signal.Signals(number).name
+        stop(signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -242,12 +267,12 @@ def _signals(trainer: Trainer):
 class _Bar:
     """A progress bar with rate and ETA on a terminal; nothing but the epochs' lines elsewhere."""
 
-    def __init__(self, steps: int):
-        self.steps, self.bar = steps, None
+    def __init__(self, steps: int, say):
+        self.steps, self.say, self.bar = steps, say, None
 
     @contextmanager
     def shown(self, trainer: Trainer):
-        if distributed.rank == 0 and sys.stderr.isatty():
+        if distributed.rank == 0 and self.say is print and sys.stderr.isatty():
             from tqdm import tqdm
 
             with tqdm(
@@ -260,7 +285,12 @@ class _Bar:
             yield
 
     def tell(self, line: str) -> None:
-        print(line, flush=True) if self.bar is None else self.bar.write(line)
+        if self.bar is not None:
+            self.bar.write(line)
+        elif self.say is print:
+            print(line, flush=True)
+        else:
+            self.say(line)
 
 
 def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) -> str:

@@ -24,6 +24,7 @@ from runner.schedule import Schedule
 from runner.sharpness import Sharpness
 from runner.weights import Weights
 
+SAVE_EVERY = 1.0  # seconds between saves at the ends of epochs that are shorter than that
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where a look waits for the device
 
 
@@ -125,7 +126,9 @@ class Trainer:
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.samples = 0
         self.best: dict[str, dict] = {}
-        self.seconds, self.clock = 0.0, time.perf_counter()
+        self.unsaved: dict[str, dict] = {}  # the best weights, until the next save
+        self.seconds = 0.0
+        self.tick_from_now()
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
 
@@ -251,12 +254,15 @@ class Trainer:
                 if self.agreed(bool(self.stop)):
                     self.save()
                     raise Stopped(self.stop)
-                if self.agreed(time.perf_counter() - self.clock > 60 * self.train.save_minutes):
+                if self.agreed(time.perf_counter() - self.saved > 60 * self.train.save_minutes):
                     self.save()
             rate = (self.count - start) * self.train.batch_size / (time.perf_counter() - begun)
             self.end_epoch(rate)
-            self.save()
-            if distributed.any_of(bool(self.stop), self.device) and self.count < self.steps:
+            stop = distributed.any_of(bool(self.stop), self.device)
+            due = distributed.any_of(time.perf_counter() - self.saved > SAVE_EVERY, self.device)
+            if stop or due or self.count == self.steps:
+                self.save()
+            if stop and self.count < self.steps:
                 raise Stopped(self.stop)
 
     def agreed(self, flag: bool) -> bool:
@@ -316,22 +322,21 @@ class Trainer:
                     distributed.sum_(buffer).div_(distributed.world)
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
-        """Remember the best epoch so far by this split's first measure, and store its weights under that name."""
+        """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""
         key, better = ("accuracy", 1) if "accuracy" in found else (next(iter(found)), -1)
         best = self.best.get(name)
         if math.isfinite(found[key]) and (best is None or better * found[key] > better * best["by"]):
             self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
             if distributed.rank == 0:
                 with self.hooks.weights(self):
-                    checkpoint.save(
-                        {"model": self.model.state_dict(), "step": self.count}, self.folder / f"best_{name}.pt"
-                    )
+                    model = {key: value.clone() for key, value in self.model.state_dict().items()}
+                self.unsaved[name] = {"model": model, "step": self.count}
 
     # ---- state
 
     def tick_from_now(self) -> None:
         """Time before this moment does not count."""
-        self.clock = time.perf_counter()
+        self.clock = self.saved = time.perf_counter()
 
     def tick(self) -> None:
         """Add the time since the last tick to the run's seconds, which a resumed run carries on."""
@@ -385,13 +390,16 @@ class Trainer:
         self.samples = int(sums[2])
 
     def save(self) -> None:
-        """`last.pt`: the whole state. All processes take part, the first one writes."""
+        """`last.pt`: the whole state; and the best weights before it. All processes take part, the first writes."""
         self.look()
         self.tick()
         self.average_statistics()
         state = self.state_dict()
         if distributed.rank == 0:
-            checkpoint.save(state, self.folder / "last.pt")
+            for name in list(self.unsaved):
+                checkpoint.save(self.unsaved.pop(name), self.folder / f"best_{name}.pt")
+            checkpoint.save(state if self.random is None else checkpoint.compact(state), self.folder / "last.pt")
+        self.saved = time.perf_counter()
 
 
 def _row(line: dict, epochs: int) -> str:

@@ -1,17 +1,92 @@
-"""Packing: runs that differ in numbers alone, trained side by side in one process."""
+"""Packing: runs that differ in numbers alone, trained side by side in one process where that is faster."""
 
-from collections.abc import Callable
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
+import torch
+
+from runner import checkpoint
+from runner.build import locate, parameters
+from runner.config import LISTS, SINGLES
+from runner.diagnose import NonFinite
+from runner.record import Stopped
+from runner.replicas import Broken, Replicas, Unpackable, refuse
+from runner.run import Job, run, signals
 from runner.sweep.cells import Cell
+from runner.trainer import Trainer
+
+__all__ = ["Unpackable", "groups", "together"]
+
+WORTH = 1.1  # times the speed of one after another, below which a pack is not worth its risk
+TRIAL = 0.3  # seconds that either way of training is measured for, at least two steps
+STEPS = 2  # steps after which both ways must have come to the same weights
+SHARE = 0.25  # of the free memory that one pack may take
 
 
-class Unpackable(Exception):
-    """Why runs cannot, or should not, be trained side by side: one line. They are then run one by one."""
+# ---- which runs may go together
 
 
 def groups(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells, put together where one pack may hold them: same options, same shapes, same number of steps."""
-    return [[cell] for cell in cells]
+    """The cells in the order given, those together that differ in nothing but their seed and numbers of type float."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(json.dumps(structure(cell.config), sort_keys=True), []).append(cell)
+    return list(found.values())
+
+
+def structure(config: dict) -> dict:
+    """The config with a placeholder for every number that replicas may differ in."""
+    same = {key: value for key, value in config.items() if key not in ("seed", "sweep", "choices", *SINGLES, *LISTS)}
+    for group in SINGLES:
+        same[group] = _structure(config[group], group)
+    for group in LISTS:
+        same[group] = {name: _structure(node, f"{group}.{name}") for name, node in config[group].items()}
+    return same
+
+
+def _structure(node: dict, where: str) -> dict:
+    known, _ = parameters(locate(node["_target_"], where))
+    found = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            found[key] = _structure(value, f"{where}.{key}")
+        elif key == "damage_seed" and value is not None:
+            found[key] = "seed"
+        elif key in known and where != "model" and (kind := _number(value, known[key])):
+            # a term that an optimizer leaves out at zero has no state there
+            found[key] = f"{kind} (zero)" if where == "optim" and value == 0 else kind
+        else:
+            found[key] = value
+    return found
+
+
+def _number(value: Any, parameter) -> str | None:
+    """A placeholder for a float, or for several, by the constructor's annotation or default; None for anything else."""
+
+    def is_float(hint: Any) -> bool:
+        if get_origin(hint) is Annotated:
+            return is_float(get_args(hint)[0])
+        return hint is float or any(is_float(part) for part in get_args(hint))
+
+    hint = parameter.annotation
+    wanted = type(parameter.default) is float if hint is parameter.empty else is_float(hint)
+    if not wanted:
+        return None
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+        return None
+    return f"{len(numbers)} numbers" if isinstance(value, list) else "number"
+
+
+# ---- training them
 
 
 def together(
@@ -22,14 +97,259 @@ def together(
 ) -> None:
     """Train the cells side by side in this process, each with its own folder, as `runner.run.run` would one of them.
 
-    pack: "auto", or the number of replicas. say: prints a line. ended(cell, status, message) is called once for
-    each cell that is "done" or "failed".
+    pack: "auto", or any number: train them so even where it is slower. say: prints a line. ended(cell, status,
+    message) is called once for each cell that is "done" or "failed".
 
     Raises
     ------
     Unpackable
-        Before anything is written.
+        Before anything is written; with "auto" also where a measurement says that it would not be faster.
     Stopped
         After SIGINT or SIGTERM, with every cell's state saved.
     """
-    raise Unpackable("not yet")
+    counts = {cell.folder: _count(cell.folder / "last.pt") for cell in cells}
+    if len(set(counts.values())) > 1:
+        raise Unpackable("some of the runs were begun before, and are at another step")
+    first = _job(cells[0])
+    refuse(first.trainer)
+    most = max(3, int(SHARE * _free(first.trainer.device) / _footprint(first.trainer)))
+    parts = -(-len(cells) // most)
+    for number in range(parts):
+        part = cells[len(cells) * number // parts : len(cells) * (number + 1) // parts]
+        try:
+            jobs = [first] if number == 0 else []
+            jobs += [_job(cell) for cell in part[len(jobs) :]]
+            if len(jobs) == 1:
+                raise Unpackable("a single run")
+            _train(list(zip(part, jobs, strict=True)), pack if number == 0 else 1, say, ended)
+        except Unpackable:
+            if number == 0:
+                raise
+            for cell in part:
+                _alone_to_the_end(cell, ended)
+
+
+def _count(path: Path) -> int:
+    return checkpoint.load(path)["count"] if path.exists() else 0
+
+
+def _job(cell: Cell) -> Job:
+    job = Job(cell.config, cell.overrides)
+    job.trainer.random = checkpoint.random_states()  # its own from here on: others share the process
+    job.trainer.tell = lambda *_: None
+    job.resume()
+    return job
+
+
+def _alone_to_the_end(cell: Cell, ended) -> None:
+    try:
+        run(cell.config, cell.overrides, say=lambda *_: None)
+    except (Stopped, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        ended(cell, "failed", _said(error))
+    else:
+        ended(cell, "done", "")
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
+    side = _trial([job.trainer for _, job in jobs], pack, say)
+    by_trainer = {id(job.trainer): (cell, job, ExitStack()) for cell, job in jobs}
+    stop = ""
+
+    def ask(name: str) -> None:
+        nonlocal stop
+        stop = side.stop = name
+
+    def fail(trainer: Trainer, error: BaseException) -> None:
+        cell, _, stack = by_trainer.pop(id(trainer))
+        stack.__exit__(type(error), error, error.__traceback__)
+        ended(cell, "failed", _said(error))
+
+    with signals(ask):
+        lost = {}
+        for k, (_, job) in enumerate(jobs):
+            stack = by_trainer[id(job.trainer)][2]
+            try:
+                stack.enter_context(job.locked())
+                job.start()
+            except Exception as error:
+                lost[k] = error
+        try:
+            while side is not None:
+                if not lost:
+                    try:
+                        side.fit()
+                        break
+                    except Broken as broken:
+                        lost = broken.errors
+                side = _without(side, lost, fail)
+                lost = {}
+                if side is not None:
+                    side.stop = stop
+        except BaseException as error:  # all of them stop, or what happened is nobody's own fault
+            for cell, _, stack in by_trainer.values():
+                stack.__exit__(type(error), error, error.__traceback__)
+                if not isinstance(error, Stopped | KeyboardInterrupt):
+                    ended(cell, "failed", _said(error))
+            if isinstance(error, Stopped | KeyboardInterrupt):
+                raise
+            return
+        for cell, job, stack in by_trainer.values():
+            try:
+                with stack:
+                    job.finish()
+            except Exception as error:
+                ended(cell, "failed", _said(error))
+            else:
+                ended(cell, "done", "")
+
+
+def _without(run: Replicas | Trainer, lost: dict[int, Exception], fail) -> "Replicas | _Last | None":
+    """The same runs but for the lost ones, from where they are."""
+    run.scatter()
+    for k, error in lost.items():
+        fail(run.members[k], error)
+    left = [member for k, member in enumerate(run.members) if k not in lost]
+    return Replicas(left) if len(left) > 1 else _Last(left[0]) if left else None
+
+
+class _Last:
+    """The one that is left, behind the face of `Replicas`."""
+
+    def __init__(self, trainer: Trainer):
+        self.members = [trainer]
+
+    @property
+    def stop(self) -> str:
+        return self.members[0].stop
+
+    @stop.setter
+    def stop(self, name: str) -> None:
+        self.members[0].stop = name
+
+    def scatter(self) -> None: ...
+
+    def fit(self) -> None:
+        try:
+            self.members[0].fit()
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            raise Broken({0: error}) from error
+
+
+# ---- the trial
+
+
+def _trial(trainers: list[Trainer], pack: str | int, say) -> Replicas:
+    """Put them together; two of them are also trained alone for some steps, which must come to the same weights.
+
+    Raises Unpackable where they do not, where the step is not made for replicas, and with "auto" where it is slower.
+    """
+    ends = [trainers[0], trainers[-1]]
+    try:
+        alone = [_alone(trainer) for trainer in ends]
+        single = _seconds(trainers[0], alone=True) if pack == "auto" else None
+    except NonFinite:
+        raise Unpackable("a run diverges within its first steps") from None
+    try:
+        run = Replicas(trainers)
+        before = run.snapshot()
+        for batch in islice(_batches(run), STEPS):
+            run.step(batch)
+        for row, (start, end) in zip((run.weights.data[0], run.weights.data[-1]), alone, strict=True):
+            moved, off = (end - start).double().norm(), (row - end).double().norm()
+            if not off <= _tolerance(run) * moved:
+                raise Unpackable(f"side by side its weights differ from those alone by {(off / moved).item():.1%}")
+        run.restore(before)
+        if pack == "auto":
+            gain = single * len(trainers) / _seconds(run, alone=False)
+            run.restore(before)
+            if gain < WORTH:
+                raise Unpackable(f"{len(trainers)} side by side train at {gain:.2f} times the speed of one by one")
+            say(f"{len(trainers)} runs side by side, {gain:.1f} times as fast as one by one")
+    except Broken:
+        raise Unpackable("a run diverges within its first steps") from None
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        raise Unpackable(f"{_said(error):.200}") from error
+    return run
+
+
+def _tolerance(run: Trainer) -> float:
+    """How far rounding may take the weights apart within STEPS steps, as a share of the way they went."""
+    if run.precision.dtype == torch.bfloat16:
+        return 0.2
+    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01
+
+
+def _batches(run: Trainer) -> Iterator:
+    epoch, position = divmod(run.count, run.steps_per_epoch)
+    yield from run.loader.epoch(epoch, position)
+    yield from run.loader.epoch(epoch + 1)
+
+
+def _alone(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights before and after STEPS steps, which are then undone."""
+    state, start = copy.deepcopy(trainer.state_dict()), trainer.weights.clone()
+    trainer.model.train()
+    for batch in islice(_batches(trainer), STEPS):
+        trainer.step(batch)
+    end = trainer.weights.clone()
+    trainer.load_state_dict(state)
+    trainer.recent.clear()
+    return start, end
+
+
+def _seconds(run: Trainer, alone: bool) -> float:
+    """The median time of a step. One run's state is put back; that of replicas is for the caller to restore."""
+    state = copy.deepcopy(run.state_dict()) if alone else None
+    start, found = run.count, []
+    batch = next(_batches(run))
+    while len(found) < (3 if sum(found) < 1 else 2) or (sum(found) < TRIAL and len(found) < 50):
+        run.count = start
+        begin = time.perf_counter()
+        run.step(batch)
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        found.append(time.perf_counter() - begin)
+    run.recent.clear()
+    if alone:
+        run.load_state_dict(state)
+    return statistics.median(found[1:])
+
+
+def _footprint(trainer: Trainer) -> int:
+    """Bytes that one more replica takes, roughly: twice what a pass keeps for its backward, and eight vectors."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = next(_batches(trainer))
+    random = torch.get_rng_state()
+    with trainer.statistics(live=False), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trainer.objective(batch)
+    torch.set_rng_state(random)
+    own = trainer.weights.data.untyped_storage()
+    kept.pop(own.data_ptr(), None)
+    return 2 * (sum(kept.values()) + batch.x.nbytes) + 8 * own.nbytes()
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that can be had on the device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

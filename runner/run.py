@@ -117,7 +117,8 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps: there is no Apple GPU here")
-    torch.use_deterministic_algorithms(train.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != train.deterministic:  # the call imports the compiler: a second
+        torch.use_deterministic_algorithms(train.deterministic)
     torch.backends.cudnn.deterministic = train.deterministic
     torch.backends.cudnn.benchmark = not train.deterministic
     torch.manual_seed(seed)

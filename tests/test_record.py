@@ -80,7 +80,7 @@ def test_a_run_from_start_to_finish(folder):
     assert strict((folder / "result.json").read_text()) == RESULT == finished(folder)
     png = (folder / "curves.png").read_bytes()
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", png[16:24]) == (1800, 540)
+    assert struct.unpack(">II", png[16:24]) == (1200, 360)
     assert spy.calls == [
         ("start", "0123abcdef", False),
         *(("log", record) for record in records),
@@ -418,7 +418,7 @@ def test_curves_show_what_was_measured(tmp_path):
     joined = colours(path)["test"]
     draw([{**record, "test_nll": None} for record in gaps], path)
     assert colours(path)["test"] == 0
-    assert joined > 300
+    assert joined > 150  # two points alone are some 40
     draw([{"step": 1, "epoch": 1, "lr": 0.1, "train_loss": 2.0, "test_mae": 1.0, "test_rmse": None}], path)
     assert colours(path)["test"] > 30
     draw([], path)

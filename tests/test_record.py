@@ -420,6 +420,6 @@ def test_curves_show_what_was_measured(tmp_path):
     assert colours(path)["test"] == 0
     assert joined > 150  # two points alone are some 40
     draw([{"step": 1, "epoch": 1, "lr": 0.1, "train_loss": 2.0, "test_mae": 1.0, "test_rmse": None}], path)
-    assert colours(path)["test"] > 30
+    assert colours(path)["test"] > 15
     draw([], path)
     assert max(colours(path)[name] for name in ("train", "val", "test")) == 0

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from runner.batch import Batch
@@ -31,5 +32,9 @@ class TopK(Risk):
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         losses = weighted(losses, batch).flatten()
+        if isinstance(self.fraction, Tensor):  # of replicas, each with a k of its own
+            k = (self.fraction * len(losses)).round().clamp(min=1).to(losses.dtype)
+            largest = torch.arange(len(losses), device=losses.device) < k
+            return (losses.sort(descending=True).values * largest).sum() / k
         k = max(1, round(self.fraction * len(losses)))
         return losses.topk(k, sorted=False).values.mean()

@@ -5,7 +5,7 @@ import torch
 from runner.batch import Pass
 from runner.schema import Count, NonNegative
 from runner.sharpness import Closure, Sharpness
-from runner.weights import Weights
+from runner.weights import Weights, column
 
 
 class ASAM(Sharpness):
@@ -42,7 +42,7 @@ class ASAM(Sharpness):
         return first
 
     def _scale(self, weights: Weights) -> torch.Tensor:
-        scale = weights.data.abs().add_(self.eta)
+        scale = weights.data.abs().add_(column(self.eta, weights.data))
         for name, view in weights.views(scale):
             if "weight" not in name:
                 view.fill_(1.0)

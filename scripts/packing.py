@@ -1,0 +1,90 @@
+"""Which options cannot be trained side by side with others of their kind, found out by a step of two replicas."""
+
+import copy
+import inspect
+import logging
+
+import torch
+
+from runner import build, distributed
+from runner.compose import compose
+from runner.config import LISTS, Train, check_all
+from runner.replicas import Replicas, Unpackable, refuse
+from runner.run import Elsewhere, assemble, prepare
+from runner.trainer import Trainer
+
+GROUPS = ("model", "augment", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
+# What an option needs beside its name, and what keeps it small
+NEEDS = {
+    "timm": ["model.name=resnet10t"],
+    "wrn_16_8": ["model.widen=1"],
+    "wrn_28_10": ["model.widen=1"],
+    "mlp": ["model.hidden=[16]"],
+    "mlp_reference": ["model.hidden=[16]"],
+}
+SHAPE = [3, 16, 16]
+
+
+def words(group: str, option: str) -> list[str]:
+    """A small run that differs from the default by this option."""
+    chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
+    small = ["train.batch_size=8", "train.epochs=8", "device=cpu", chosen, *NEEDS.get(option, [])]
+    return small if group == "model" else [*small, "model.hidden=[16]"]
+
+
+def numbers(group: str, option: str) -> list[str]:
+    """The option's own numbers of type float, each changed a little."""
+    node = compose(*words(group, option))[group]
+    where = group
+    if group in LISTS:
+        where, node = f"{group}.{option}", node.get(option, {})
+    if group == "model" or not node:
+        return []
+    known, _ = build.parameters(build.locate(node["_target_"], where))
+    changed = []
+    for key, value in node.items():
+        hint = str(known[key].annotation) if key in known else ""
+        default = known[key].default if key in known else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or "float" not in hint:
+            if type(default) is not float or default is inspect.Parameter.empty:
+                continue
+        if isinstance(value, int | float) and (value != 0 or group != "optim"):
+            changed.append(f"{where}.{key}={0.9 * value if value else 0.05}")
+    return changed
+
+
+def trainers(cells: list[list[str]], samples: int = 40, dtype: torch.dtype = torch.float32) -> list[Trainer]:
+    """The cells' trainers on made-up images, which write nothing."""
+    made = []
+    for overrides in cells:
+        config = copy.deepcopy(compose(*overrides))
+        sizes = {"train": samples, "test": 8, "shape": SHAPE, "classes": 4}
+        config["dataset"] = {"_target_": "scripts.bench.cases.MadeUp", "val": 0.0, **sizes}
+        check_all(config)
+        train, device = Train(**config["train"]), distributed.device("cpu")
+        prepare(config["seed"], train, device)
+        torch.set_default_dtype(dtype)
+        try:
+            trainer, _, _ = assemble(config, train, device, Elsewhere(None))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        trainer.tell = lambda *_: None
+        trainer.model.train()
+        made.append(trainer)
+    return made
+
+
+def why_not(group: str, option: str) -> str | None:
+    """Why two runs with this option are not trained side by side, or None where they are."""
+    own = words(group, option)
+    try:
+        members = trainers([[*own, "seed=0"], [*own, "seed=1", *numbers(group, option)]])
+        refuse(members[0])
+        run = Replicas(members)
+        run.step(next(run.loader.epoch(0)))
+    except Unpackable as reason:
+        return str(reason)
+    except Exception as error:
+        logging.debug("%s=%s", group, option, exc_info=True)
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return None

@@ -1,5 +1,6 @@
 """The whole state of a run in one file, saved atomically and restored exactly."""
 
+import copy
 import errno
 import os
 import random
@@ -38,7 +39,9 @@ def compact(state):
     if isinstance(state, torch.Tensor):
         return state.clone() if 2 * state.nbytes < state.untyped_storage().nbytes() else state
     if isinstance(state, dict):
-        return {key: compact(value) for key, value in state.items()}
+        same = copy.copy(state)  # a module's state is a dict with versions of its own
+        same.update((key, compact(value)) for key, value in state.items())
+        return same
     if isinstance(state, list | tuple):
         return type(state)(map(compact, state))
     return state

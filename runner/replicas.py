@@ -338,7 +338,7 @@ class Replicas(Trainer):
     def restore(self, snapshot: dict) -> None:
         for name, value in snapshot["values"].items():
             self.values[name].copy_(value)
-        together, looped, state = snapshot["rest"]
+        together, looped, state = copy.deepcopy(snapshot["rest"])  # to be used again
         for name, kept in together.items():
             hook = vars(self.hooks.named[name])
             hook.update((key, value) for key, value in kept.items() if not self._constant(hook.get(key)))

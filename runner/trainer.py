@@ -329,7 +329,8 @@ class Trainer:
             self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
             if distributed.rank == 0:
                 with self.hooks.weights(self):
-                    model = {key: value.clone() for key, value in self.model.state_dict().items()}
+                    model = self.model.state_dict()
+                    model.update((key, value.clone()) for key, value in model.items())
                 self.unsaved[name] = {"model": model, "step": self.count}
 
     # ---- state

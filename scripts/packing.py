@@ -1,7 +1,6 @@
 """Which options cannot be trained side by side with others of their kind, found out by a step of two replicas."""
 
 import copy
-import inspect
 import logging
 
 import torch
@@ -11,6 +10,7 @@ from runner.compose import compose
 from runner.config import LISTS, Train, check_all
 from runner.replicas import Replicas, Unpackable, refuse
 from runner.run import Elsewhere, assemble, prepare
+from runner.sweep.pack import number
 from runner.trainer import Trainer
 
 GROUPS = ("model", "augment", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
@@ -43,13 +43,9 @@ def numbers(group: str, option: str) -> list[str]:
     known, _ = build.parameters(build.locate(node["_target_"], where))
     changed = []
     for key, value in node.items():
-        hint = str(known[key].annotation) if key in known else ""
-        default = known[key].default if key in known else None
-        if isinstance(value, bool) or not isinstance(value, int | float) or "float" not in hint:
-            if type(default) is not float or default is inspect.Parameter.empty:
-                continue
-        if isinstance(value, int | float) and (value != 0 or group != "optim"):
-            changed.append(f"{where}.{key}={0.9 * value if value else 0.05}")
+        if key in known and number(value, known[key]) and (value != 0 or group != "optim"):
+            less = [0.9 * part for part in value] if isinstance(value, list) else 0.9 * value or 0.05
+            changed.append(f"{where}.{key}={less}")
     return changed
 
 

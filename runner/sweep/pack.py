@@ -60,7 +60,7 @@ def _structure(node: dict, where: str) -> dict:
             found[key] = _structure(value, f"{where}.{key}")
         elif key == "damage_seed" and value is not None:
             found[key] = "seed"
-        elif key in known and where != "model" and (kind := _number(value, known[key])):
+        elif key in known and where != "model" and (kind := number(value, known[key])):
             # a term that an optimizer leaves out at zero has no state there
             found[key] = f"{kind} (zero)" if where == "optim" and value == 0 else kind
         else:
@@ -68,7 +68,7 @@ def _structure(node: dict, where: str) -> dict:
     return found
 
 
-def _number(value: Any, parameter) -> str | None:
+def number(value: Any, parameter) -> str | None:
     """A placeholder for a float, or for several, by the constructor's annotation or default; None for anything else."""
 
     def is_float(hint: Any) -> bool:

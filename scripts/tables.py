@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from runner.listing import GROUPS, conf_dir, options, title
+from scripts import packing
 
 
 def readme(conf: Path) -> str:
@@ -18,7 +19,23 @@ def readme(conf: Path) -> str:
         for name, path in options(group, [conf]).items():
             what, _, source = title(path).partition(" -- ")
             lines.append(f"| `{name}` | {what} | {source} |")
+    lines += ["", "## What is not trained side by side", "", *alone(conf)]
     return "\n".join(lines) + "\n"
+
+
+def alone(conf: Path) -> list[str]:
+    """What a sweep runs one by one, with the reason that two such runs, tried, gave."""
+    lines = [
+        "Runs that differ in nothing but their seed and numbers of type float share a pass (`sweep.pack`). One by one",
+        "go streamed data sets, `train.precision=fp16`, `train.compile=true`, runs on several devices, optimizers that do",
+        "not say that their update is elementwise (no third party's does), sharpness methods and penalties that do not",
+        "say that they work on replicas, and models that draw from the global generator (timm's drop path). Of the",
+        "options above, two runs of each having been tried:",
+        "",
+    ]
+    found = {(group, name): packing.why_not(group, name) for group in packing.GROUPS for name in options(group, [conf])}
+    refused = [f"- `{group}={name}`: {reason}" for (group, name), reason in found.items() if reason]
+    return [*lines, *(refused or ["- none."])]
 
 
 def main() -> int:

@@ -3,13 +3,22 @@
 import re
 
 from runner.listing import GROUPS, conf_dir, options, title
-from scripts.tables import readme
+from runner.sharpness.sam import SAM
+from scripts import packing
+from scripts.tables import alone, readme
 from tests.conftest import ROOT
 
 
 def test_conf_readme_is_fresh():
     path = conf_dir() / "README.md"
     assert path.read_text(encoding="utf-8") == readme(conf_dir()), "stale: run `make docs`"
+
+
+def test_what_is_not_trained_side_by_side_is_listed(monkeypatch):
+    monkeypatch.setattr(packing, "GROUPS", ("sharpness",))
+    assert alone(conf_dir())[-1] == "- none."
+    monkeypatch.setattr(SAM, "replicas", False)
+    assert alone(conf_dir())[-1] == "- `sharpness=sam`: SAM does not say that it works on replicas"
 
 
 def test_every_option_names_its_source():

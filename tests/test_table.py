@@ -1,14 +1,84 @@
 import csv
 import io
 import json
+import math
+import shlex
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from runner.sweep.report import COLOURS, Panel, Report, draw
+from runner.sweep.statistics import estimate, holm, paired, welch
 from runner.sweep.table import main, runs_under, save, table
+
+# Extra hours of sleep of ten patients under two drugs: Cushny and Peebles 1905, in Student's paper, Biometrika 1908
+DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+DRUG_2 = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+
+
+def test_paired_difference_of_students_own_data():
+    """R's t.test(paired = TRUE) on its data set `sleep`: t = -4.0621, df = 9, p-value = 0.002833, the 95 per cent
+    interval -2.4598858 to -0.7001142."""
+    found = paired(dict(enumerate(DRUG_1)), dict(enumerate(DRUG_2)))
+    assert found.n == 10
+    assert found.mean == pytest.approx(-1.58)
+    assert found.mean / found.error == pytest.approx(-4.0621, abs=5e-5)
+    assert found.p == pytest.approx(0.002833, abs=5e-7)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((-2.4598858, -0.7001142), abs=5e-8)
+    assert not found.holds(0)
+    assert found.holds(-0.71)
+    assert not found.holds(-0.70)
+
+
+def test_welch_on_students_own_data():
+    """R's t.test: df = 17.776, the 95 per cent interval of the difference -3.3654832 to 0.2054832."""
+    half = welch(estimate(DRUG_1), statistics.stdev(DRUG_2) / math.sqrt(10), 10)
+    assert statistics.fmean(DRUG_1) - statistics.fmean(DRUG_2) == pytest.approx(-1.58)
+    assert half == pytest.approx((0.2054832 + 3.3654832) / 2, abs=1e-7)
+    assert welch(estimate([1.0]), 0.1, 10) is None
+    assert welch(estimate([1.0, 2.0]), 0.1, 1) is None
+    assert welch(estimate([1.0, 1.0]), 0.0, 5) == 0
+
+
+def test_statistics_agree_with_scipy_stats():
+    from scipy import stats
+
+    draw = np.random.default_rng(0)
+    for n in (2, 3, 10):
+        a, b = draw.normal(0.9, 0.1, n).tolist(), draw.normal(0.8, 0.2, n).tolist()
+        found, expected = paired(dict(enumerate(a)), dict(enumerate(b))), stats.ttest_rel(a, b)
+        assert found.p == pytest.approx(expected.pvalue, rel=1e-9)
+        interval = expected.confidence_interval(0.95)
+        assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(interval), rel=1e-9)
+        low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+        half = welch(estimate(a), statistics.stdev(b) / math.sqrt(n), n)
+        assert half == pytest.approx((high - low) / 2, rel=1e-9)
+
+
+def test_holm_on_a_worked_example():
+    # p = 0.01, 0.04, 0.03, 0.005: sorted 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1, none below the one before
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+    assert holm([None, 0.01, None, 0.04]) == [None, 0.02, None, 0.04]  # what is no test does not count
+    assert holm([0.01, 0.01, 0.01]) == pytest.approx([0.03, 0.03, 0.03])
+
+
+def test_too_few_and_equal_values_have_no_p():
+    assert estimate([]) is None
+    one = estimate([0.3])
+    assert (one.mean, one.half, one.p, one.n, one.holds(0.3)) == (0.3, None, None, 1, None)
+    equal = paired({0: 0.9, 1: 0.8, 2: 0.7}, {0: 0.8, 1: 0.7, 2: 0.6})  # 0.1 each, but for rounding
+    assert (equal.half, equal.p, equal.n) == (0.0, None, 3)
+    assert paired({0: 0.9, 1: 0.5}, {1: 0.25, 2: 0.1}).mean == 0.25
+    assert paired({0: 0.9}, {1: 0.25}) is None
 
 
 @pytest.fixture
@@ -188,6 +258,12 @@ def test_selection_is_named(make):
     assert "best on validation" in val.remarks()[0]
 
 
+def test_a_baseline_needs_each_seed_once(make):
+    folders = [make(0, 0.5, loss=loss, optim=optim) for loss, optim in PAIRS]
+    with pytest.raises(ValueError, match="some rows hold a seed twice; name optim in --by too"):
+        table(folders, by=["loss"], baseline="loss=ce")
+
+
 def test_latex_is_escaped(make):
     folders = [make(0, 0.5, loss="a_b&50%$#{x}~^\\<"), make(0, 0.25, loss="ce")]
     text = table(folders).latex()
@@ -237,8 +313,139 @@ def test_the_command(make, tmp_path, capsys):
     assert (outputs / "table.md").read_text() == made.markdown()
     assert (outputs / "table.tex").read_text() == made.latex()
     assert (outputs / "table.csv").read_text() == made.csv()
+    assert (outputs / "table.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     save(made, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("table.*")) == ["table.csv", "table.md", "table.tex"]
+
+
+def test_rows_are_compared_with_a_baseline_by_seed(make):
+    ce, poly = [0.50, 0.52, 0.54, 0.90], [0.53, 0.54, 0.59]
+    folders = [make(seed, value) for seed, value in enumerate(ce)]
+    folders += [make(seed, value, loss="poly") for seed, value in enumerate(poly)]
+    folders += [make(3, loss="poly", state="failed"), make(9, 0.1, loss="poly")]
+    folders += [make(0, 0.6, loss="focal"), make(7, 0.5, loss="mse")]
+    made = table(folders, baseline="loss=ce")
+    # pairs 0, 1, 2: differences 3, 2, 5; mean 10 / 3, s = sqrt(7 / 3), t(0.975, 2) = 4.302653, s / sqrt(3) = 0.881917
+    (poly_row,) = (row for row in made.rows if row.keys["loss"] == "poly")
+    assert poly_row.difference.n == 3
+    assert poly_row.difference.mean == pytest.approx(0.1 / 3)
+    assert poly_row.difference.half == pytest.approx(0.01 * 4.302653 * 0.881917, rel=1e-5)
+    # t = 3.779645 with 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2) = 0.063414
+    assert poly_row.difference.p == pytest.approx(0.063414, rel=1e-4)
+    assert poly_row.holm == poly_row.difference.p  # the only comparison that is a test
+    first, second = made.blocks()
+    assert first.lines == made.cells()
+    assert second.lines == [
+        ["loss", "minus loss=ce", "pairs", "p", "p (Holm)"],
+        ["focal", "+10.00 (n=1)", "1", "n < 2", "n < 2"],
+        ["mse", "no seed in both", "0", "-", "-"],
+        ["poly", "+3.33 ± 3.79", "3", "0.063", "0.063"],
+    ]
+    assert "paired by seed" in made.header
+    assert made.header.endswith("Holm's correction over 1 comparison")
+    for text in (made.text(), made.markdown(), made.latex()):
+        assert text.count("minus loss=ce") == 2  # in the header and in the column's head
+        assert "n < 2" in text.replace(r"\textless{}", "<")
+    assert made.latex().count(r"\begin{tabular}") == made.latex().count(r"\end{tabular}") == 2
+    lines = {line["loss"]: line for line in csv.DictReader(io.StringIO(made.csv()))}
+    assert float(lines["poly"]["paired_difference"]) == pytest.approx(10 / 3)
+    assert float(lines["poly"]["p_holm"]) == poly_row.holm
+    assert [lines[loss]["baseline"] for loss in ("ce", "poly")] == ["loss=ce", "loss=ce"]
+    assert [lines[loss]["pairs"] for loss in ("ce", "mse", "focal")] == ["", "", "1"]
+
+
+def test_holm_counts_the_rows(make):
+    """Two rows with the same differences: the smaller p is doubled and the other follows."""
+    values = {"ce": [0.5, 0.5, 0.5], "poly": [0.53, 0.52, 0.55], "focal": [0.53, 0.52, 0.55]}
+    folders = [make(seed, x, loss=loss) for loss, found in values.items() for seed, x in enumerate(found)]
+    rows_ = [row for row in table(folders, baseline="loss=ce").rows if row.difference]
+    assert [row.holm for row in rows_] == pytest.approx([2 * 0.063414] * 2, rel=1e-4)
+
+
+def test_a_baseline_of_several_rows_is_taken_like_with_like(make):
+    folders = []
+    for optim, more in (("sgd", 0), ("sam", 0.1)):
+        for loss, epsilon, gain in (("ce", None, 0), ("poly", 1.0, 0.02), ("poly", 2.0, 0.04)):
+            nodes = {"loss.epsilon": epsilon} if epsilon else None
+            for seed, value in enumerate((0.5, 0.51)):
+                value += more + gain * (seed + 1)
+                folders.append(make(seed, value, loss=loss, optim=optim, nodes=nodes))
+    made = table(folders, baseline="loss=ce")
+    assert sorted(made.by) == ["loss", "loss.epsilon", "optim"]
+    found = {(row.keys["optim"], row.keys.get("loss.epsilon")): row for row in made.rows if row.base is not row}
+    assert {key: row.difference.mean for key, row in found.items()} == pytest.approx(
+        {("sgd", 1.0): 0.03, ("sgd", 2.0): 0.06, ("sam", 1.0): 0.03, ("sam", 2.0): 0.06}
+    )
+    one = table(folders, baseline="loss=ce optim=sgd")
+    (far,) = (row for row in one.rows if row.keys["optim"] == "sam" and row.keys["loss"] == "ce")
+    assert far.difference.mean == pytest.approx(0.1)
+    assert far.difference.p is None  # 0.1 on every seed: no error to test by
+    assert ["+10.00 ± 0.00", "2", "all equal", "all equal"] in [line[-4:] for line in one.blocks()[1].lines]
+    unlike = table([*folders, make(0, 0.4, loss="poly", optim="adam")], baseline="loss=ce")
+    assert "no one row to compare with" in unlike.text()
+
+
+def test_the_rest_is_given_as_commands(make, capsys, tmp_path):
+    typed = ["loss=poly", "model.hidden=[16]", "name=sweep"]
+    make(0, 0.5, loss="poly", typed=[*typed, "seed=0"])
+    make(1, loss="poly", state="failed", typed=[*typed, "seed=1"])
+    for seed in (0, 1, 2):
+        make(seed, 0.4, typed=["loss=ce", f"seed={seed}", "name=sweep"])
+    main([str(tmp_path / "outputs")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3] == "what is missing, 2 runs:"
+    assert [shlex.split(line) for line in lines[-2:]] == [
+        ["python", "-m", "runner", *typed, f"seed={seed}"] for seed in (1, 2)
+    ]
+
+
+class Drawn(Report):
+    def __init__(self, *panels):
+        self.shown = panels
+
+    def panels(self):
+        return self.shown
+
+
+def test_the_figure_shows_paper_and_ours(tmp_path):
+    from PIL import Image
+
+    def pixels(*panels, title=""):
+        draw(Drawn(*panels), tmp_path / "table.png", title)
+        found = np.asarray(Image.open(tmp_path / "table.png").convert("RGB")).reshape(-1, 3)
+        return [int((found == list(bytes.fromhex(COLOURS[name][1:]))).all(1).sum()) for name in ("train", "test")]
+
+    ours, paper = pixels(Panel("test (%)", [("a", [1.0, 2.0], (1.2, 0.3)), ("b", [], None)]))
+    assert ours > 100
+    assert paper > 100
+    alone, none = pixels(Panel("test (%)", [("a", [1.0, 2.0], None)]))
+    assert alone > 100
+    assert none == 0
+    assert pixels(Panel("x", [("a" * 100, [], None)]), Panel("y", [("a" * 100, [], None)]), title="t " * 200) == [0, 0]
+    assert pixels(*[Panel(f"{i}", [("a", [float(i)], None)]) for i in range(4)])[0] > 100
+    pixels(Panel("x", [(f"row {i}", [1.0 * i], None) for i in range(500)]))
+    assert Image.open(tmp_path / "table.png").size[1] < 4000  # 60 of the rows, and the figure says so
+
+
+def test_a_thousand_runs_take_seconds(make, tmp_path):
+    model = make(0, 0.5, typed=["loss=ce", "seed=0"])
+    config = (model / ".hydra" / "config.yaml").read_text()
+    for i in range(1000):
+        folder = tmp_path / "outputs" / f"x{i}"
+        (folder / ".hydra").mkdir(parents=True)
+        loss, seed = "poly" if i % 2 else "ce", i // 2
+        own = (
+            config.replace("seed: 0", f"seed: {seed}").replace("x.ce", f"x.{loss}").replace("loss: ce", f"loss: {loss}")
+        )
+        (folder / ".hydra" / "config.yaml").write_text(own)
+        (folder / ".hydra" / "overrides.yaml").write_text(f"- loss={loss}\n- seed={seed}\n")
+        (folder / "result.json").write_text(json.dumps({"last": {"test_accuracy": 0.5 + i / 5000}}))
+    begun = time.perf_counter()
+    made = table([path for path in runs_under(tmp_path / "outputs") if path != model], baseline="loss=ce")
+    made.text(), made.markdown(), made.latex(), made.csv()
+    assert time.perf_counter() - begun < 20
+    assert [len(row.values) for row in made.rows] == [500, 500]
+    assert made.rows[1].difference.mean == pytest.approx(1 / 5000)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +454,12 @@ def test_the_command(make, tmp_path, capsys):
         (["--metric", "test_acuracy"], "no metric 'test_acuracy' in these runs. Did you mean 'test_accuracy'?"),
         (["--by", "los"], "no key 'los' in the config of these runs. Did you mean 'loss'?"),
         (["--select", "best"], "invalid choice: 'best'"),
+        (
+            ["--by", "loss", "--baseline", "los=ce"],
+            "--baseline los=ce: the rows have no key 'los'. Did you mean 'loss'?",
+        ),
+        (["--by", "loss", "--baseline", "loss=c"], "--baseline loss=c: no such row. Did you mean 'ce'? There are: ce"),
+        (["--by", "loss", "--baseline", "ce"], "--baseline ce: the rows have no key 'ce'"),
         (["--unknown"], "unrecognized arguments"),
     ],
 )

@@ -1,16 +1,15 @@
 """The table of results of many runs: mean and 95 % confidence interval over seeds, by what varies between the runs.
 
     python -m runner.sweep.table outputs/NAME [--select last|val|test] [--metric test_accuracy] [--by loss,optim]
+                                 [--baseline loss=ce]
 
 What is missing is said, never left out.
 """
 
 import argparse
-import csv
-import io
 import json
-import math
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,9 @@ from typing import Any
 
 from runner.build import suggest
 from runner.config import APART, APART_TRAIN
-from runner.record import finished, history, read_config, read_json, write_atomic
+from runner.record import finished, history, read_config, read_json
+from runner.sweep.report import Block, Panel, Report, draw, save
+from runner.sweep.statistics import Estimate, estimate, holm, paired
 
 RULES = {
     "last": "at the last epoch",
@@ -26,6 +27,11 @@ RULES = {
     "test": "at the epoch that is best on test (selected on test: optimistic)",
 }
 ABSENT = object()  # a key of a node that this run does not have
+INTERVAL = "mean ± half width of its 95 % confidence interval (Student t over the n seeds)"
+PAIRED = (
+    "paired by seed, mean ± half width of the 95 % interval (Student t); p of the paired t test, then with Holm's "
+    "correction over"
+)
 
 
 @dataclass
@@ -34,7 +40,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]  # dotted key -> value, less what does not change the result
-    typed: set[str]  # the keys that the user gave
+    typed: list[str]  # the overrides that the user gave
     seed: Any
     value: float | None
     missing: str | None  # why there is no value
@@ -45,29 +51,48 @@ class Run:
 class Row:
     """The runs that differ in their seed alone (or in what the table does not tell apart)."""
 
+    metric: str
     keys: dict[str, Any]
     values: list[float] = field(default_factory=list)
     seeds: list = field(default_factory=list)  # those of `values`
     missing: list[str] = field(default_factory=list)  # one line for each run without a value
+    base: "Row | None" = None  # what it is compared with
+    difference: Estimate | None = None  # to `base`, paired by seed
+    holm: float | None = None  # the corrected p of `difference`
+
+    @property
+    def percent(self) -> bool:
+        return self.metric.endswith(("accuracy", "exact", "ece"))
+
+    @property
+    def scale(self) -> int:
+        """From a value to what is shown."""
+        return 100 if self.percent else 1
+
+    @property
+    def estimate(self) -> Estimate | None:
+        return estimate(self.values)
 
     @property
     def mean(self) -> float | None:
-        return sum(self.values) / len(self.values) if self.values else None
+        return self.estimate and self.estimate.mean
 
     @property
     def half_width(self) -> float | None:
         """Half of the 95 % interval of the mean, t(0.975, n - 1) * s / sqrt(n); None below two values."""
-        n = len(self.values)
-        if n < 2:
-            return None
-        from scipy.special import stdtrit  # Student's t quantile, without all of scipy.stats
+        return self.estimate and self.estimate.half
 
-        deviation = math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (n - 1))
-        return float(stdtrit(n - 1, 0.975)) * deviation / math.sqrt(n)
+    @property
+    def scaled(self) -> list[float]:
+        return [self.scale * value for value in self.values]
+
+    @property
+    def by_seed(self) -> dict:
+        return dict(zip(map(token, self.seeds), self.values, strict=True))
 
 
 @dataclass
-class Table:
+class Table(Report):
     """Rows and how they were made; `text`, `markdown`, `latex` and `csv` print the same numbers."""
 
     metric: str
@@ -75,101 +100,128 @@ class Table:
     by: list[str]
     rows: list[Row]
     notes: list[str]
+    baseline: str | None = None
+    rest: list[str] = field(default_factory=list)  # the commands of the runs that are missing
 
     @property
     def percent(self) -> bool:
-        return self.metric.endswith(("accuracy", "exact", "ece"))
+        return self.rows[0].percent
 
     @property
     def header(self) -> str:
-        unit = " in %" if self.percent else ""
-        return (
-            f"{self.metric}{unit}, {RULES[self.select]}: mean ± half width of its 95 % confidence interval "
-            "(Student t over the n seeds)"
-        )
+        line = f"{self.metric}{' in %' if self.percent else ''}, {RULES[self.select]}: {INTERVAL}"
+        compared = sum(row.difference is not None and row.difference.p is not None for row in self.rows)
+        many = "1 comparison" if compared == 1 else f"{compared} comparisons"
+        return line + (f"\nminus {self.baseline}: {PAIRED} {many}" if self.baseline else "")
 
     def column(self) -> str:
         return self.metric + (" (%)" if self.percent else "") + (", selected on test" if self.select == "test" else "")
 
-    def shown(self, row: Row) -> str:
-        if not row.values:
-            return "missing"
-        mean = f"{100 * row.mean:.2f}" if self.percent else f"{row.mean:.4g}"
-        if row.half_width is None:
-            return f"{mean} (n=1)"
-        return f"{mean} ± " + (f"{100 * row.half_width:.2f}" if self.percent else f"{row.half_width:.2g}")
+    def name(self, row: Row) -> str:
+        return " ".join(f"{key}={shown(row.keys[key])}" for key in self.by)
 
     def cells(self) -> list[list[str]]:
         """The head and one list of strings for each row."""
         lines = [[*self.by, self.column(), "n", "seeds"]]
         for row in self.rows:
-            n, runs = len(row.values), len(row.values) + len(row.missing)
-            count = str(n) if n == runs else f"{n}/{runs}"
             keys = [shown(row.keys[key]) for key in self.by]
-            lines.append([*keys, self.shown(row), count, ",".join(map(shown, row.seeds)) or "-"])
+            seeds = ",".join(map(shown, row.seeds)) or "-"
+            lines.append([*keys, with_interval(row.estimate, row.percent), count(row), seeds])
         return lines
+
+    def blocks(self) -> list[Block]:
+        found = [Block(len(self.by), self.cells())]
+        if self.baseline:
+            lines = [[*self.by, f"minus {self.baseline}", "pairs", "p", "p (Holm)"]]
+            for row in self.rows:
+                if row.base is not row:
+                    lines.append([*(shown(row.keys[key]) for key in self.by), *comparison(row)])
+            found.append(Block(len(self.by), lines))
+        return found
 
     def remarks(self) -> list[str]:
         """What is missing, row by row, then the notes."""
-        lines = []
+        missing = [(self.name(row), "; ".join(row.missing)) for row in self.rows if row.missing]
+        return [f"missing{' ' if where else ''}{where}: {what}" for where, what in missing] + self.notes
+
+    def records(self) -> list[dict]:
+        found = []
         for row in self.rows:
-            if row.missing:
-                where = " ".join(f"{key}={shown(row.keys[key])}" for key in self.by)
-                lines.append(f"missing{' ' if where else ''}{where}: {'; '.join(row.missing)}")
-        return lines + self.notes
+            record = {key: shown(row.keys[key]) for key in self.by}
+            record |= {"metric": self.metric, "unit": "%" if self.percent else "", "select": self.select}
+            record |= ours(row)
+            if self.baseline:
+                record |= {"baseline": self.name(row.base) if row.base else "", **against(row)}
+            found.append(record | {"missing": "; ".join(row.missing)})
+        return found
 
-    def text(self) -> str:
-        """Aligned columns for a terminal."""
-        cells = self.cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([self.header, "", *lines, *([""] if self.remarks() else []), *self.remarks()]) + "\n"
-
-    def markdown(self) -> str:
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in self.cells()]
-        cells.insert(1, ["---"] * len(cells[0]))
-        lines = ["| " + " | ".join(line) + " |" for line in cells]
-        remarks = [f"- {line}" for line in self.remarks()]
-        return "\n".join([self.header, "", *lines, *([""] if remarks else []), *remarks]) + "\n"
-
-    def latex(self) -> str:
-        """A tabular for the booktabs package; header and remarks are comments above it."""
-        head, *lines = [" & ".join(map(escape, line)) + r" \\" for line in self.cells()]
-        comments = [f"% {line}" for line in (self.header, *self.remarks())]
-        spec = "l" * len(self.by) + "rrl"
-        body = [
-            rf"\begin{{tabular}}{{{spec}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-        return "\n".join([*comments, *body]) + "\n"
-
-    def csv(self) -> str:
-        """One line for each row, in full precision; every line says what it measures."""
-        scale, unit = (100, "%") if self.percent else (1, "")
-        columns = ["metric", "unit", "select", "mean", "ci95_half_width", "n", "runs", "seeds", "missing"]
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*self.by, *columns])
-        for row in self.rows:
-            numbers = ["" if x is None else repr(scale * x) for x in (row.mean, row.half_width)]
-            n = len(row.values)
-            keys = [shown(row.keys[key]) for key in self.by]
-            rest = [n, n + len(row.missing), " ".join(map(shown, row.seeds)), "; ".join(row.missing)]
-            writer.writerow([*keys, self.metric, unit, self.select, *numbers, *rest])
-        return out.getvalue()
+    def panels(self) -> list[Panel]:
+        rows = [(self.name(row) or self.metric, row.scaled, None) for row in self.rows]
+        return [Panel(self.column(), rows)]
 
 
-def save(made: Table, folder: Path) -> None:
-    """Write table.md, table.tex and table.csv, each atomically."""
-    write_atomic(folder / "table.md", made.markdown())
-    write_atomic(folder / "table.tex", made.latex())
-    write_atomic(folder / "table.csv", made.csv())
+def with_interval(found: Estimate | None, percent: bool) -> str:
+    """For values in units of 1."""
+    if found is None:
+        return "missing"
+    mean = f"{100 * found.mean:.2f}" if percent else f"{found.mean:.4g}"
+    if found.half is None:
+        return f"{mean} (n=1)"
+    return f"{mean} ± " + (f"{100 * found.half:.2f}" if percent else f"{found.half:.2g}")
+
+
+def count(row: Row) -> str:
+    """`5`, or `3/5` where two are missing."""
+    n, runs = len(row.values), len(row.values) + len(row.missing)
+    return str(n) if n == runs else f"{n}/{runs}"
+
+
+def comparison(row: Row) -> list[str]:
+    """Difference to the baseline, pairs, p, p after Holm's correction: what cannot be said says why."""
+    found = row.difference
+    if found is None:
+        return ["no seed in both" if row.base else "no one row to compare with", "0", "-", "-"]
+    signed = ("" if found.mean < 0 else "+") + with_interval(found, row.percent)
+    if found.p is None:
+        return [signed, str(found.n), *(["n < 2"] if found.n < 2 else ["all equal"]) * 2]
+    return [signed, str(found.n), f"{found.p:.2g}", f"{row.holm:.2g}"]
+
+
+def compare(rows: list[Row]) -> None:
+    """Fill in the paired differences of rows whose `base` is set, with Holm's correction over them."""
+    rows = [row for row in rows if row.base is not None and row.base is not row]
+    for row in rows:
+        row.difference = paired(row.by_seed, row.base.by_seed)
+    for row, p in zip(rows, holm([row.difference and row.difference.p for row in rows]), strict=True):
+        row.holm = p
+
+
+def ours(row: Row) -> dict:
+    """Of a CSV record."""
+    found = row.estimate
+    return {
+        "mean": exact(found and found.mean, row.scale),
+        "ci95_half_width": exact(found and found.half, row.scale),
+        "n": len(row.values),
+        "runs": len(row.values) + len(row.missing),
+        "seeds": " ".join(map(shown, row.seeds)),
+    }
+
+
+def against(row: Row) -> dict:
+    """Of a CSV record."""
+    found = row.difference
+    return {
+        "pairs": found.n if found else "",
+        "paired_difference": exact(found and found.mean, row.scale),
+        "paired_ci95_half_width": exact(found and found.half, row.scale),
+        "p": exact(found and found.p),
+        "p_holm": exact(row.holm),
+    }
+
+
+def exact(value: float | None, scale: float = 1) -> str:
+    return "" if value is None else repr(scale * value)
 
 
 def shown(value: Any) -> str:
@@ -184,21 +236,6 @@ def shown(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(shown, value)) + "]"
     return str(value)
-
-
-def escape(text: str) -> str:
-    """For LaTeX text mode."""
-    special = {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        **{c: "\\" + c for c in "&%$#_{}"},
-    }
-    return re.sub(r"[\\~^±<>|&%$#_{}]", lambda match: special[match.group()], text)
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -233,6 +270,8 @@ def measure(folder: Path, select: str, metric: str) -> tuple[float | None, str |
                 step = "" if error["step"] is None else f" at step {error['step']}"
                 lines = error["message"].splitlines() or [""]
                 return None, f"failed{step}: {error['type']}: {lines[0]:.120}", set()
+            if not folder.exists():
+                return None, "not started", set()
             records = history(folder)
             return None, f"unfinished after epoch {records[-1].get('epoch')}" if records else "unfinished", set()
     except ValueError as damage:
@@ -252,13 +291,23 @@ def read(folder: Path, select: str, metric: str) -> Run:
     return Run(folder, settings(config), typed(folder), config.get("seed"), value, missing, metrics)
 
 
-def typed(folder: Path) -> set[str]:
-    """The keys that the user gave on the command line."""
+def typed(folder: Path) -> list[str]:
+    """The overrides that the user gave on the command line."""
     import yaml
 
     path = folder / ".hydra" / "overrides.yaml"
-    overrides = (yaml.safe_load(path.read_text()) if path.exists() else None) or []
-    return {re.split("[=@]", str(override).lstrip("+~"))[0] for override in overrides}
+    found = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.exists() else None
+    return [str(override) for override in found or []]
+
+
+def key_of(override: str) -> str:
+    return re.split("[=@]", override.lstrip("+~"))[0]
+
+
+def command(overrides: list[str], seed: Any) -> str:
+    """What one would type to get the run with these overrides and this seed."""
+    words = [word for word in overrides if key_of(word) != "seed"]
+    return shlex.join(["python", "-m", "runner", *words, f"seed={shown(seed)}"])
 
 
 def varying(runs: list[Run]) -> list[str]:
@@ -269,7 +318,8 @@ def varying(runs: list[Run]) -> list[str]:
     """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     different = [key for key in keys if len({token(run.config.get(key, ABSENT)) for run in runs}) > 1]
-    named = [key for key in different if any(key in run.typed for run in runs)]
+    given = {key_of(override) for run in runs for override in run.typed}
+    named = [key for key in different if key in given]
     found = list(named)
     for key in different:
         # what is interpolated from the seed says nothing new
@@ -296,7 +346,11 @@ def order(value: Any) -> tuple:
 
 
 def table(
-    folders: list[Path], select: str = "last", metric: str = "test_accuracy", by: list[str] | None = None
+    folders: list[Path],
+    select: str = "last",
+    metric: str = "test_accuracy",
+    by: list[str] | None = None,
+    baseline: str | None = None,
 ) -> Table:
     """Read runs and put them side by side.
 
@@ -306,6 +360,8 @@ def table(
     select : the epoch of the value, `last`, `val` (best on validation) or `test` (best on test; marked in the table).
     metric : a key of the measures in result.json. Accuracies and ECE are printed in per cent.
     by : config keys or groups to group by. None: all that vary between the runs, apart from the seed.
+    baseline : the row that the others are compared with, by seed: `loss=ce`, or more keys with blanks between them.
+        Where several rows fit, each row is compared with the one that it otherwise agrees with.
 
     A row's runs are its folders and one for every seed that some other row has: of a sweep cut short, 3/5 is shown and
     what the other two lack.
@@ -313,7 +369,8 @@ def table(
     Raises
     ------
     ValueError
-        No run at all; a metric that no finished run has; a key of `by` that no run has.
+        No run at all; a metric that no finished run has; a key of `by` that no run has; a baseline that is no row, or
+        rows that cannot be paired by seed.
     """
     runs, absent = [], []
     for folder in folders:
@@ -323,10 +380,7 @@ def table(
             absent.append(folder.name)
     if not runs:
         raise ValueError(f"none of the {len(folders)} folders holds a run")
-    metrics = set().union(*(run.metrics for run in runs))
-    if metrics and metric not in metrics:
-        listed = ", ".join(sorted(metrics - {"epoch"}))
-        raise ValueError(f"no metric '{metric}' in these runs.{suggest(metric, metrics)} There are: {listed}")
+    check_metric(metric, set().union(*(run.metrics for run in runs)))
     finer = varying(runs)
     known = dict.fromkeys(key for run in runs for key in run.config)
     for key in by or []:
@@ -335,9 +389,9 @@ def table(
     by = finer if by is None else by
     seeds = {token(run.seed): run.seed for run in runs}
     notes = [f"not started: {', '.join(absent)}"] if absent else []
-    rows = []
+    rows, rest = [], []
     for members in group(runs, by).values():
-        row = Row({key: members[0].config.get(key, ABSENT) for key in by})
+        row = Row(metric, {key: members[0].config.get(key, ABSENT) for key in by})
         for cell in group(members, finer).values():
             for run in sorted(cell, key=lambda run: order(run.seed)):
                 if run.value is None:
@@ -345,16 +399,61 @@ def table(
                 else:
                     row.values.append(run.value)
                     row.seeds.append(run.seed)
-            begun = [token(run.seed) for run in cell]
-            row.missing += [f"seed {shown(seeds[key])} (not started)" for key in sorted(seeds) if key not in begun]
+            begun = {token(run.seed) for run in cell}
+            never = [seeds[key] for key in sorted(seeds) if key not in begun]
+            row.missing += [f"seed {shown(seed)} (not started)" for seed in never]
+            again = [run.seed for run in cell if not (run.folder / "result.json").exists()]
+            # a run that was not started from the command line has no overrides: nothing is known to type
+            rest += [command(cell[0].typed, seed) for seed in again + never if cell[0].typed]
         rows.append(row)
     pooled = [key for key in finer if len(group(runs, [*by, key])) > len(rows)]
+    twice = any(len(set(map(token, row.seeds))) < len(row.seeds) for row in rows)
     if pooled:
         notes.append(f"rows pool runs that differ in {', '.join(pooled)}: n counts runs, and the interval is over them")
-    elif any(len(set(map(token, row.seeds))) < len(row.seeds) for row in rows):
+    elif twice:
         notes.append("some rows hold a seed twice: their interval is over runs that are not independent")
     rows.sort(key=lambda row: [order(row.keys[key]) for key in by])
-    return Table(metric, select, by, rows, notes)
+    if baseline:
+        if twice:
+            name = f"; name {', '.join(pooled)} in --by too" if pooled else ""
+            raise ValueError(f"--baseline pairs runs by seed, and some rows hold a seed twice{name}")
+        choose_base(rows, by, baseline)
+        compare(rows)
+    return Table(metric, select, by, rows, notes, baseline, rest)
+
+
+def check_metric(metric: str, known: set[str]) -> None:
+    """Raises ValueError where there are measures and this is none of them."""
+    if known and metric not in known:
+        listed = ", ".join(sorted(known - {"epoch"}))
+        raise ValueError(f"no metric '{metric}' in these runs.{suggest(metric, known)} There are: {listed}")
+
+
+def choose_base(rows: list[Row], by: list[str], wanted: str) -> None:
+    """Set the row that each row is compared with. Raises ValueError where no row fits what is wanted."""
+    fit = rows
+    for word in wanted.split():
+        key, _, value = word.partition("=")
+        if key not in by:
+            raise ValueError(f"--baseline {word}: the rows have no key '{key}'.{suggest(key, by)} {has(by)}")
+        values = [shown(row.keys[key]) for row in fit]
+        fit = [row for row, there in zip(fit, values, strict=True) if there == value]
+        if not fit:
+            raise ValueError(f"--baseline {word}: no such row.{suggest(value, values)} {has(dict.fromkeys(values))}")
+    others = [key for key in by if key not in [key_of(word) for word in wanted.split()]]
+    for row in rows:
+        # a key that one of the two has not belongs to an option that the other has not chosen
+        own = [base for base in fit if all(agree(row.keys[key], base.keys[key]) for key in others)]
+        chosen = fit if len(fit) == 1 else own
+        row.base = row if row in fit else chosen[0] if len(chosen) == 1 else None
+
+
+def agree(a: Any, b: Any) -> bool:
+    return a is ABSENT or b is ABSENT or token(a) == token(b)
+
+
+def has(names: Iterable[str]) -> str:
+    return f"There are: {', '.join(names)}"
 
 
 def runs_under(folder: Path) -> list[Path]:
@@ -366,23 +465,32 @@ def runs_under(folder: Path) -> list[Path]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m runner.sweep.table",
-        description="Print the table of a folder of runs, and write table.md, table.tex and table.csv beside them.",
+        description="Print the table of a folder of runs; write table.md, .tex, .csv and .png beside them.",
     )
     parser.add_argument("folder", type=Path, help="outputs/NAME")
     parser.add_argument("--select", choices=tuple(RULES), default="last", help="which epoch counts; default last")
     parser.add_argument("--metric", default="test_accuracy", help="default test_accuracy")
     parser.add_argument("--by", help="keys to group by, such as loss,optim; default: all that vary but the seed")
+    parser.add_argument("--baseline", help="the row to compare the others with, paired by seed, such as loss=ce")
     parser.error = lambda message: parser.exit(2, f"{message}\n")
     given = parser.parse_args(arguments)
     try:
         folders = runs_under(given.folder)
         if not folders:
             raise ValueError(f"no runs in {given.folder}")
-        made = table(folders, given.select, given.metric, given.by.split(",") if given.by else None)
-        print(made.text(), end="")
+        by = given.by.split(",") if given.by else None
+        made = table(folders, given.select, given.metric, by, given.baseline)
+        print(made.text() + remaining(made.rest), end="")
         save(made, given.folder)
+        draw(made, given.folder / "table.png")
     except (ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def remaining(commands: list[str]) -> str:
+    """The commands for what is missing, one a line, under a line that says so; empty where nothing is."""
+    runs = "1 run" if len(commands) == 1 else f"{len(commands)} runs"
+    return "\n".join(["", f"what is missing, {runs}:", *commands, ""]) if commands else ""
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import sys
 import traceback
 from contextlib import suppress
 from datetime import datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,7 @@ class Record:
         path = self.folder / "environment.json"
         sessions = (read_json(path) or {}).get("sessions", [])
         session = {"start": now, "resumed_lines": resumed_lines, **environment(str(config.get("device", "cpu")))}
-        session["git"], patch = checkout(Path(__file__).parent)
+        session["git"], patch = _code()
         if patch:
             number = len(sessions) + 1
             name = "diff.patch" if number == 1 else f"diff.{number}.patch"
@@ -377,6 +378,13 @@ def environment(device: str) -> dict:
     }
 
 
+@lru_cache(maxsize=1)
+def _code() -> tuple[dict | None, bytes]:
+    """The checkout of this program when it was first asked for: later edits are not what this process runs."""
+    return checkout(Path(__file__).parent)
+
+
+@lru_cache(maxsize=1)
 def processor() -> str:
     """The CPU's name where the system tells, else its architecture."""
     try:

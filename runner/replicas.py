@@ -5,6 +5,7 @@ else is the same code that one run uses, on tensors with one more axis (see `run
 """
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -280,6 +281,7 @@ class Replicas(Trainer):
         self.look()
         self.scatter()
         self._each(lambda member: member.save())
+        self.saved = time.perf_counter()
 
     def _each(self, act) -> None:
         """For every replica that is well; whose record cannot be written, for example, ends alone."""

@@ -24,7 +24,7 @@ from runner.schedule import Schedule
 from runner.sharpness import Sharpness
 from runner.weights import Weights
 
-SAVE_EVERY = 1.0  # seconds between saves at the ends of epochs that are shorter than that
+SAVE_EVERY, SAVE_SHARE = 1.0, 0.05  # short epochs: so many seconds between saves, which take this share of the time
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where a look waits for the device
 
 
@@ -127,7 +127,7 @@ class Trainer:
         self.samples = 0
         self.best: dict[str, dict] = {}
         self.unsaved: dict[str, dict] = {}  # the best weights, until the next save
-        self.seconds = 0.0
+        self.seconds, self.save_cost = 0.0, 0.0
         self.tick_from_now()
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
@@ -259,9 +259,12 @@ class Trainer:
             rate = (self.count - start) * self.train.batch_size / (time.perf_counter() - begun)
             self.end_epoch(rate)
             stop = distributed.any_of(bool(self.stop), self.device)
-            due = distributed.any_of(time.perf_counter() - self.saved > SAVE_EVERY, self.device)
+            pause = max(SAVE_EVERY, self.save_cost / SAVE_SHARE)
+            due = distributed.any_of(time.perf_counter() - self.saved > pause, self.device)
             if stop or due or self.count == self.steps:
+                begun = time.perf_counter()
                 self.save()
+                self.save_cost = time.perf_counter() - begun
             if stop and self.count < self.steps:
                 raise Stopped(self.stop)
 

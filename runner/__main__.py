@@ -14,6 +14,7 @@ usage: python -m runner [group=option ...] [key=value ...] [-m]
   python -m runner                                       a small network learns handwritten digits
   python -m runner loss=poly optim=sam dataset=mnist model=lenet seed=1
   python -m runner -m loss=ce,poly seed=0,1,2            a sweep, with a table at the end
+  python -m runner +experiment=pezeshki2021/table1       a paper's table: what is missing is run, then both side by side
 
 The same command continues an interrupted run and skips a finished one.
 
@@ -22,6 +23,7 @@ Groups (python -m runner --list GROUP shows each option with its paper):
 
 Keys: name, seed, device, data_dir, cache_dir, outputs_dir, train.* and each option's own, e.g. optim.lr=0.05
   train.{train}
+  sweep.{sweep}
 
 Flags:
   -m, --multirun         run every combination of comma-separated values
@@ -63,6 +65,10 @@ def main(argv: list[str] | None = None) -> int:
             from runner.build import suggest
 
             return _mistake(f"no flag '{word}'.{suggest(word, FLAGS)} See --help")
+    if any(word.lstrip("+").startswith("experiment=") for word in argv):
+        from runner.sweep import experiment
+
+        return experiment.main(argv, folders)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from runner import distributed
 
@@ -99,9 +105,10 @@ def _usage(folders: list[Path]) -> str:
         names = list(options(group, folders))
         shown = " ".join(names[:8]) + (f" ... ({len(names)})" if len(names) > 8 else "")
         rows.append(f"  {group:<13} {shown}")
-    from runner.config import Train
+    from runner.config import Sweep, Train
 
-    return USAGE.format(groups="\n".join(rows), train=", ".join(Train.__dataclass_fields__))
+    keys = {"train": ", ".join(Train.__dataclass_fields__), "sweep": ", ".join(Sweep.__dataclass_fields__)}
+    return USAGE.format(groups="\n".join(rows), **keys)
 
 
 def _mistake(message: str) -> int:
@@ -110,7 +117,23 @@ def _mistake(message: str) -> int:
 
 
 def _compose(argv: list[str], folders: list[Path]) -> int:
-    """Hydra composes the config and calls `_job` once for a run, or once for every cell of a sweep."""
+    """One run in this process; with -m a sweep, by the pool unless another launcher is chosen."""
+    chosen = any(word.lstrip("+").startswith("hydra/launcher=") for word in argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # every run is shared by all processes: one after another
+        return _hydra(argv if chosen else [*argv, "hydra/launcher=basic"], folders)
+    if chosen or not {"-m", "--multirun"} & set(argv):
+        return _hydra(argv, folders)
+    from runner.sweep import pool
+
+    pool.warm()
+    try:
+        return _hydra(argv, folders)
+    finally:
+        pool.cool()
+
+
+def _hydra(argv: list[str], folders: list[Path]) -> int:
+    """Hydra composes the config and calls `_job` for a run, or hands the cells of a sweep to `runner.sweep.plugins`."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us instead of Hydra's own report
     import hydra
     from hydra.errors import HydraException
@@ -118,8 +141,9 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
 
     from runner.build import ConfigError
     from runner.errors import explain
-    from runner.sweep.cells import Refused
+    from runner.sweep import plugins
 
+    plugins.register()
     takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
     words = [word for word, last in zip(argv, ["", *argv], strict=False) if word[0] != "-" and last not in takes_value]
     before = sys.argv
@@ -130,16 +154,27 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         return 130
-    except (HydraException, OmegaConfBaseException, Refused) as error:
-        error = error.args[0] if isinstance(error, Refused) else error
-        if isinstance(error, ConfigError):
-            return _mistake(str(error))
-        if not isinstance(error, HydraException | OmegaConfBaseException):
-            raise error
-        return _mistake(explain(error, words, folders))
+    except ConfigError as error:
+        return _mistake(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _mistake(_launcher(error) or explain(error, words, folders))
+    except OSError as error:
+        return _no_room(error)
     finally:
         sys.argv = before
     return 0
+
+
+def _launcher(error: Exception) -> str | None:
+    """About a launcher that is not here; None where that is not the trouble."""
+    kind, _, name = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+    if kind != "hydra/launcher":
+        return None
+    from runner.build import suggest
+
+    known = error.options or []
+    more = "Others are packages of their own: pip install hydra-joblib-launcher, hydra-submitit-launcher, ..."
+    return f"no launcher named '{name}'.{suggest(name, known)} There are: {', '.join(known)}. {more}"
 
 
 def _job(cfg) -> None:
@@ -192,14 +227,19 @@ def _run(config: dict, overrides: list[str]) -> int:
         print("stopped at once; the same command goes on from the last save", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            traceback.print_exc()
-        print(f"runner: {error.strerror or error}", file=sys.stderr)
-        return 1
+        return _no_room(error)
     except Exception:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _no_room(error: OSError) -> int:
+    """A full disk or a folder that is not ours to write in: one line. Any other trouble of the system: all of it."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        traceback.print_exc()
+    print(f"runner: {error.strerror or error}", file=sys.stderr)
+    return 1
 
 
 def _lead(argv: list[str], folders: list[Path]) -> int:

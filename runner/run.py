@@ -108,7 +108,10 @@ class Job:
 
 
 def prepare(seed: int, train: Train, device: torch.device) -> None:
-    """Everything global that a run depends on, set anew so that nothing of an earlier run in this process remains."""
+    """Everything global that a run depends on, set anew so that nothing of an earlier run in this process remains.
+
+    What is not said by the config is set as it is in a new process: nothing else decides what a run computes.
+    """
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     if device.type == "cuda":
@@ -117,10 +120,36 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps: there is no Apple GPU here")
-    if torch.are_deterministic_algorithms_enabled() != train.deterministic:  # the call imports the compiler: a second
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict != (train.deterministic, False):  # not in any case: the call imports the compiler, which takes a second
         torch.use_deterministic_algorithms(train.deterministic)
-    torch.backends.cudnn.deterministic = train.deterministic
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.deterministic = torch.backends.mkldnn.deterministic = train.deterministic
     torch.backends.cudnn.benchmark = not train.deterministic
+    torch.backends.cudnn.enabled = torch.backends.mkldnn.enabled = True
+    for part in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn):
+        part.fp32_precision = "none"  # not said; the next two say it where torch does
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    products = torch.backends.cuda.matmul
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = True
+    products.allow_fp16_accumulation = False
+    torch.backends.cuda.enable_flash_sdp(True), torch.backends.cuda.enable_mem_efficient_sdp(True)
+    torch.backends.cuda.enable_math_sdp(True), torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.mha.set_fastpath_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.set_anomaly_enabled(False)
+    torch.set_flush_denormal(False)
+    for kind, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float16)):
+        torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(True)
+    torch.clear_autocast_cache()
+    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()  # what it compiled for earlier models counts towards its limit of versions
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

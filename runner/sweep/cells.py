@@ -1,11 +1,14 @@
-"""The two ends of a sweep: every cell is checked before the first one runs, and a table closes it."""
+"""The cells of a sweep: composed and checked before the first one starts, counted then, and a table at the end."""
 
+import copy
 import os
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hydra.experimental.callback import Callback
+from runner.listing import GROUPS
 
 
 @dataclass
@@ -25,54 +28,150 @@ class Cell:
         return " ".join(self.overrides)
 
 
-class Refused(BaseException):
-    """A cell that does not compose or check. Hydra turns a callback's Exception into a warning; this passes through."""
+class Composer:
+    """Makes cells of lists of overrides. The first cell of a kind is composed by Hydra, the others from that one.
 
+    Two cells are of one kind where their overrides have the same keys in the same order and differ only in values:
+    numbers, strings, null, or lists of these, given as plain `key=value` to keys that are no groups. Hydra applies such
+    overrides last, one after another, so to apply the second cell's to the first cell's composed config gives what
+    Hydra would have composed, in a twentieth of the time.
 
-class Cells(Callback):
-    """A Hydra callback, so that it works under any launcher: what it knows of a cell is what the cell's folder says."""
+    Parameters
+    ----------
+    compose : overrides -> Hydra's composed config, its `hydra` node included.
+    """
 
-    def on_multirun_start(self, config, config_name=None, **_) -> None:
-        """Compose and check all cells; a mistake in any of them ends the command with one line and status 2."""
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-        from hydra.core.global_hydra import GlobalHydra
+    def __init__(self, compose: Callable[[list[str]], Any]):
         from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self.compose = compose
+        self.parser = OverridesParser.create()
+        self.parsed: dict[str, Any] = {}
+        self.groups = set(GROUPS)  # keys that choose an option
+        self.kinds: dict[tuple, tuple] = {}  # kind -> (config without `hydra`, choices)
+
+    def __call__(self, overrides: list[str]) -> Cell:
+        """Raises ConfigError, or Hydra's or OmegaConf's own error, where the cell does not compose or check."""
+        from runner.compose import resolved
+        from runner.config import check_all
+
+        words = [self.parse(word) for word in overrides]
+        cfg, choices = self.altered(words) or self.composed(overrides, words)
+        config = resolved(cfg, choices)
+        check_all(config)
+        return Cell(config, list(overrides))
+
+    def parse(self, word: str):
+        if word not in self.parsed:
+            self.parsed[word] = self.parser.parse_override(word)
+        return self.parsed[word]
+
+    def kind(self, words: list) -> tuple:
+        return tuple(
+            (word.key_or_group,) if word.key_or_group not in self.groups and _plain(word) else word.input_line
+            for word in words
+        )
+
+    def altered(self, words: list) -> tuple | None:
+        """From an earlier cell of the same kind, or None where there is none."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        kind = self.kind(words)
+        if kind not in self.kinds:
+            return None
+        cfg, choices = copy.deepcopy(self.kinds[kind][0]), self.kinds[kind][1]
+        try:
+            for word, of_kind in zip(words, kind, strict=True):
+                if isinstance(of_kind, tuple):
+                    OmegaConf.update(cfg, word.key_or_group, word.value(), merge=True)
+        except (OmegaConfBaseException, TypeError, ValueError):
+            return None  # Hydra says it better
+        return cfg, choices
+
+    def composed(self, overrides: list[str], words: list) -> tuple:
         from omegaconf import OmegaConf
 
-        from runner.compose import resolved
-        from runner.config import check_all, folder
+        cfg = self.compose(list(overrides))
+        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        if not self.groups.issuperset(choices):
+            self.groups |= set(choices)
+            self.kinds.clear()  # they were told apart without these groups
+        own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        self.kinds[self.kind(words)] = (own, choices)
+        return own, choices
 
-        loader = GlobalHydra.instance().config_loader()
-        words = OmegaConf.to_container(config.hydra.overrides.task)
-        self.cells: dict[Path, str] = {}
-        try:
-            overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-            for cell in BasicSweeper.split_arguments(overrides, None)[0]:
-                composed = loader.load_sweep_config(config, list(cell))
-                choices = OmegaConf.to_container(composed.hydra.runtime.choices)
-                chosen = resolved(composed, choices)
-                check_all(chosen)
-                self.cells.setdefault(folder(chosen), " ".join(cell))
-        except Exception as error:
-            raise Refused(error) from error
-        done = sum((place / "result.json").exists() for place in self.cells)
-        place = next(iter(self.cells)).parent
-        print(f"sweep of {len(self.cells)} runs in {place}, {done} of them done before\n", flush=True)
 
-    def on_multirun_end(self, config, config_name=None, **_) -> None:
-        """Print and save the table of this sweep's cells; status 1 with a list where some are not done."""
-        if int(os.environ.get("RANK", 0)):
-            return
-        from runner.sweep.table import save, table
+def _plain(word) -> bool:
+    """Whether an override is `key=value`, chooses no option, and has a value that means the same wherever it stands.
 
-        places = list(self.cells)
-        done = [place for place in places if (place / "result.json").exists()]
-        if done:
-            report = table(places)
-            print(f"\n{report.text()}", flush=True)
-            save(report, places[0].parent)
-        if failed := [place for place in places if place not in done]:
-            print(f"\n{len(failed)} of {len(places)} runs failed:", file=sys.stderr)
-            for place in failed:
-                print(f"  {self.cells[place]}   ({place / 'failed.json'})", file=sys.stderr)
-            raise SystemExit(1)
+    Hydra does not name a group in its choices where a list was chosen from it; only keys of nodes hold lists.
+    """
+    from hydra.core.override_parser.types import OverrideType
+
+    return (
+        word.type == OverrideType.CHANGE
+        and word.package is None
+        and "/" not in word.key_or_group
+        and ("." in word.key_or_group or not isinstance(word.value(), list))
+        and not word.is_sweep_override()
+        and not word.is_hydra_override()
+        and _literal(word.value())
+    )
+
+
+def _literal(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_literal(element) for element in value)
+    if isinstance(value, str):
+        return "$" not in value and value != "???"
+    return value is None or isinstance(value, bool | int | float)
+
+
+def distinct(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells, without those that compute the same as an earlier one."""
+    found: dict[Path, Cell] = {}
+    for cell in cells:
+        found.setdefault(cell.folder, cell)
+    return list(found.values())
+
+
+def home(cells: list[Cell]) -> Path:
+    """The folder that holds the folders of all cells."""
+    return Path(os.path.commonpath([cell.folder.parent for cell in cells]))
+
+
+def done(cell: Cell) -> bool:
+    return (cell.folder / "result.json").exists()
+
+
+def announce(cells: list[Cell]) -> None:
+    """The heading of a sweep."""
+    before = sum(map(done, cells))
+    runs = "1 run" if len(cells) == 1 else f"{len(cells)} runs"
+    print(f"sweep of {runs} in {home(cells)}, {before} of them done before\n", flush=True)
+
+
+def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
+    """Print and save the table of the cells that are done, list the others. Returns the exit status, 0 or 1.
+
+    why: folder -> what is known of a run that failed before it had a folder.
+    """
+    from runner.sweep.table import save, table
+
+    why = why or {}
+    if any(map(done, cells)):
+        report = table([cell.folder for cell in cells])
+        print(f"\n{report.text()}", flush=True)
+        save(report, home(cells))
+    failed, left = [], []
+    for cell in cells:
+        trace = cell.folder / "failed.json"
+        if not done(cell) and (trace.exists() or cell.folder in why):
+            failed.append(f"  {cell}   ({trace if trace.exists() else why[cell.folder]})")
+        elif not done(cell):
+            left.append(f"  {cell}")
+    for lines, what in ((failed, "failed"), (left, "are not done; the same command goes on with them")):
+        if lines:
+            print(f"\n{len(lines)} of {len(cells)} runs {what}:", *lines, sep="\n", file=sys.stderr)
+    return 1 if failed or left else 0

@@ -139,6 +139,7 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from runner.__main__ import _job  # by a name that other processes can import: launchers send it there
     from runner.build import ConfigError
     from runner.errors import explain
     from runner.sweep import plugins

@@ -14,10 +14,10 @@ def random_states() -> dict:
     """The global generators of torch (all devices), numpy and Python: what dropout and third-party code draw from."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
-    state = {
+    state = {  # their numbers, some 625 apiece, as tensors: lists are pickled one number after another
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "python": [version, torch.tensor(internal), gauss],  # as tensors: 625 numbers apiece would be pickled one by one
+        "python": [version, torch.tensor(internal), gauss],
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()

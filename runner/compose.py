@@ -21,7 +21,7 @@ def resolved(cfg: DictConfig, choices: dict) -> dict:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     for group in LISTS:
-        config[group] = config[group] or {}
+        config[group] = config.get(group) or {}  # `~hook` takes the node away
     config["choices"] = {group: choices.get(group) for group in SINGLES} | {g: list(config[g]) for g in LISTS}
     return config
 

@@ -83,7 +83,8 @@ def check_all(config: dict) -> None:
     known = Root.__dataclass_fields__
     for key in root:
         if key not in known:
-            raise ConfigError(f"no key '{key}'. At the top level there are: {', '.join(known)}, train, sweep and the groups")
+            shown = ", ".join([*known, "train", "sweep"])
+            raise ConfigError(f"no key '{key}'. At the top level there are: {shown} and the groups")
     for key, value in root.items():
         if wrong := misfit(value, typing.get_type_hints(Root, include_extras=True)[key]):
             raise ConfigError(f"{key}={value}: must be {wrong}")

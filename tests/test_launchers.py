@@ -19,8 +19,9 @@ from runner.config import check_all
 from runner.listing import conf_dir
 from runner.sweep import pool
 from runner.sweep.cells import Composer
+from tests.conftest import ROOT
 from tests.test_distributed import free_port, torchrun
-from tests.tiny import SMALL, command
+from tests.tiny import SMALL
 
 
 @pytest.fixture
@@ -166,17 +167,14 @@ def table(stdout: str) -> str:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
-def test_hydras_launchers_run_the_cells(launcher, place, capfd):
+def test_hydras_launchers_run_the_cells(launcher, place, capfd, monkeypatch):
     """Two cells, of which one is given twice and one fails."""
     if launcher != "basic":
         pytest.importorskip(launcher.partition("_")[0], reason="the extra 'launchers' is not installed")
     words = ["seed=0,0", "optim.lr=0.1,1e20", "schedule=constant", "device=cpu", *SMALL, f"hydra/launcher={launcher}"]
     words += ["hydra.launcher.timeout_min=5"] if launcher == "submitit_local" else []
-    if launcher == "submitit_local":  # as the module `__main__`, which no other process can import
-        result = command("-m", *words, cwd=place)
-        status, out, err = result.returncode, result.stdout, result.stderr
-    else:
-        status, (out, err) = main(["-m", *words]), capfd.readouterr()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the processes that these start
+    status, (out, err) = main(["-m", *words]), capfd.readouterr()
     assert status == 1, err
     assert out.startswith("sweep of 2 runs in ")
     assert len(list(place.glob("outputs/runs/*/result.json"))) == 1

@@ -310,6 +310,15 @@ def test_more_runs_than_fit_in_memory_are_packed_in_parts(tmp_path, monkeypatch)
     assert sizes == [3, 4]
 
 
+def test_a_pack_holds_no_more_files_open_than_it_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "_files", lambda: 16)
+    sizes = []
+    own = pack.Replicas.fit
+    monkeypatch.setattr(pack.Replicas, "fit", lambda self: (sizes.append(len(self.members)), own(self)))
+    assert set(train(cells(tmp_path, seeds(8))).values()) == {("done", "")}
+    assert sizes == [4, 4]
+
+
 def test_the_footprint_counts_what_a_backward_needs(tmp_path):
     from tests.tiny import trainer
 

@@ -281,7 +281,7 @@ def begun(cwd: Path, lines: int):
     return look
 
 
-SWEEP = ["-m", "seed=0,1,2", "optim=sam", "hook=ema", "device=cpu", *SMALL, "train.epochs=150", "sweep.jobs=2",
+SWEEP = ["-m", "seed=0,1,2", "optim=sam", "hook=ema", "device=cpu", *SMALL, "train.epochs=100", "sweep.jobs=2",
          "sweep.pack=off"]  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def test_a_sweep_skips_what_is_done_goes_on_after_a_failure_and_ends_with_a_tabl
     result = command("-m", "loss=ce,poly", "seed=0,1", *cheap, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (place / "result.json").stat().st_mtime_ns == stamp
-    assert "already done" in result.stdout
+    assert "1 of them done before" in result.stdout
     done = list((tmp_path / "outputs" / "two").glob("*/result.json"))
     assert len(done) == 4
     for name in ("table.md", "table.tex", "table.csv"):

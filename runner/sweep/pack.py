@@ -112,7 +112,7 @@ def together(
         raise Unpackable("some of the runs were begun before, and are at another step")
     first = _job(cells[0])
     refuse(first.trainer)
-    most = max(3, int(SHARE * _free(first.trainer.device) / _footprint(first.trainer)))
+    most = max(3, min(int(SHARE * _free(first.trainer.device) / _footprint(first.trainer)), _files() // 4))
     parts = -(-len(cells) // most)
     for number in range(parts):
         part = cells[len(cells) * number // parts : len(cells) * (number + 1) // parts]
@@ -344,6 +344,18 @@ def _footprint(trainer: Trainer) -> int:
     own = trainer.weights.data.untyped_storage()
     kept.pop(own.data_ptr(), None)
     return 2 * (sum(kept.values()) + batch.x.nbytes) + 8 * own.nbytes()
+
+
+def _files() -> int:
+    """Files that this process may have open: a run holds its metrics and its lock, and what its loggers need."""
+    try:
+        import resource
+    except ImportError:  # Windows: 512 for the C library, of which Python's files are not
+        return 8192
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else soft
 
 
 def _free(device: torch.device) -> int:

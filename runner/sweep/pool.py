@@ -54,7 +54,7 @@ class Outcome(dict):
 def run(cells: list[Cell], settings: Sweep, place: Path) -> Outcome:
     """Train every cell that is not done yet, and say so while it goes on.
 
-    place : the folder for the workers' logs, made where missing.
+    place : the folder for the workers' logs and the sweep's own, sweep.log; made where missing.
 
     After SIGINT or SIGTERM the runs in progress end after their present step with their state saved, nothing new
     starts, and this returns; a second SIGINT ends them at once. Raises OSError where `place` cannot be made.
@@ -240,7 +240,7 @@ class _Pool:
         self.deaths: dict[Path, int] = {}
         self.said: set = set()
         self.signal, self.at_once, self.halted = "", False, False
-        self.display = _Display(cells, outcome)
+        self.display = _Display(cells, outcome, place / "sweep.log")
 
     def run(self) -> None:
         with self._signals(), self.display:
@@ -273,7 +273,7 @@ class _Pool:
             for worker in self.workers:
                 if worker.dismissed is not None and time.monotonic() - worker.dismissed > GRACE:
                     worker.tell(signal.SIGKILL)
-            if self.signal:
+            if self.signal and any(worker.open for worker in self.workers):
                 self._say_once("stop", "stopping after the present step, with the state saved (Ctrl-C: at once)")
             self.display.show(self.workers)
 
@@ -339,7 +339,9 @@ class _Pool:
             singles = [cell for task in parted for cell in task.cells]
             self.queue = deque(task for task in self.queue if task.group != group)
             self.queue.extend(Task([cell]) for cell in singles)
-            self._say_once(group, f"not packed, {len(singles)} runs go one by one: {worker.apart}")
+            if group not in self.said:
+                self.said.add(group)
+                self._say_once(worker.apart, f"not packed, {len(singles)} runs go one by one: {worker.apart}")
         self._next(worker)
 
     def _dead(self, worker: _Worker) -> None:
@@ -347,8 +349,8 @@ class _Pool:
         self.workers.remove(worker)
         self.free.append((worker.number, worker.lease))
         worker.process.join(GRACE)
-        if worker.process.is_alive():
-            worker.process.kill()
+        if worker.process.is_alive() or worker.process.exitcode == 255:  # 255: it is the server that died
+            worker.tell(signal.SIGKILL)
             worker.process.join()
         worker.pipe.close()
         how = _cause(worker.process.exitcode)
@@ -379,7 +381,8 @@ class _Pool:
             worker.dismiss()
         for worker in self.workers:
             worker.process.join(GRACE)
-            worker.tell(signal.SIGKILL)
+            if worker.process.is_alive():
+                worker.tell(signal.SIGKILL)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -440,8 +443,8 @@ def _near(path: Path) -> str:
 class _Display:
     """On a terminal a bar over the runs, elsewhere a line for every run that ended; failures are lines in both."""
 
-    def __init__(self, cells: list[Cell], outcome: Outcome):
-        self.outcome, self.bar = outcome, None
+    def __init__(self, cells: list[Cell], outcome: Outcome, log: Path):
+        self.outcome, self.log, self.bar = outcome, log, None
         self.total = len(cells)
         self.before = self.count = sum(status == "done" for status in outcome.values())
         self.packed = 0
@@ -464,6 +467,9 @@ class _Display:
             self.bar.close()
 
     def print(self, line: str, error: bool = False) -> None:
+        """For the user, and for the record: what was packed, and how much faster that was, is said in such a line."""
+        with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
         file = sys.stderr if error else sys.stdout
         if self.bar is None:
             print(line, file=file, flush=True)

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 130/143 stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
     argv = [_alias(word) for word in argv]
+    argv.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes no flag between two overrides
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own methods, also through the console script
     folders = _folders(argv)

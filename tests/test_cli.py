@@ -172,3 +172,9 @@ def test_a_third_partys_optimizer_by_target(tmp_path):
     line = one_line(command("--config-dir", "mine", "optim=rprop", "optim.lr=-1", cwd=tmp_path))
     assert "optim: Invalid learning rate" in line
     assert not (tmp_path / "outputs" / "runs" / "never").exists()
+
+
+def test_the_flag_for_sweeps_may_stand_anywhere(tmp_path):
+    result = command("seed=0", "-m", "train.epoch=1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith("runner: no key 'train.epoch'. Did you mean 'train.epochs'?")

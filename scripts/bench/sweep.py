@@ -23,7 +23,7 @@ one process with all cores' threads. `processes`: `python -m runner` once per ce
 cores, one thread each. The ratio is the other's time over that of the pool. The control is the pool a second time."""
 PACKAGES = ("hydra-core",)
 ROOT = Path(__file__).parent.parent.parent
-ROUNDS = {"digits": 5, "short": 5, "mnist": 3}
+ROUNDS = {"digits": 3, "short": 3, "mnist": 2}
 
 DIGITS = ("seed=range(0,32)",)
 SHORT = ("seed=range(0,16)", "train.epochs=3")

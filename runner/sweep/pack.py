@@ -26,7 +26,7 @@ from runner.trainer import Trainer
 __all__ = ["Unpackable", "groups", "together"]
 
 WORTH = 1.1  # times the speed of one after another, below which a pack is not worth its risk
-TRIAL = 0.3  # seconds that either way of training is measured for, at least two steps
+TRIAL = 0.1  # seconds that either way of training is measured for, at least two steps
 STEPS = 2  # steps after which both ways must have come to the same weights
 SHARE = 0.25  # of the free memory that one pack may take
 

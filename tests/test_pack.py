@@ -254,6 +254,25 @@ def test_a_record_that_cannot_be_written_costs_that_run_alone(tmp_path, monkeypa
     assert "No space left" in found[str(some[2])][1]
 
 
+class Growing(Hook):
+    """Leaves batches of one size for five steps, and of a size that depends on the run's data from then on."""
+
+    def batch(self, run, batch):
+        return batch if run.count < 5 else batch.select(slice(0, 20 + int(batch.index[0]) % 7))
+
+
+def test_what_turns_out_later_goes_on_one_by_one(tmp_path):
+    some = cells(tmp_path, seeds(3))
+    for cell in some:
+        cell.config["hook"] = {"mine": {"_target_": "tests.test_pack.Growing"}}
+    with pytest.raises(Unpackable, match="batches of different sizes"):
+        train(some)
+    for cell in some:
+        run(cell.config, cell.overrides, say=lambda *_: None)
+        assert not (cell.folder / "failed.json").exists()
+        assert (cell.folder / "result.json").exists()
+
+
 # ---- the trial
 
 

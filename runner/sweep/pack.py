@@ -103,7 +103,8 @@ def together(
     Raises
     ------
     Unpackable
-        Before anything is written; with "auto" also where a measurement says that it would not be faster.
+        Before anything is written; with "auto" also where a measurement says that it would not be faster. Where it only
+        turns out later, the runs can go on one by one from their last save.
     Stopped
         After SIGINT or SIGTERM, with every cell's state saved.
     """
@@ -192,11 +193,14 @@ def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
                 if side is not None:
                     side.stop = stop
         except BaseException as error:  # all of them stop, or what happened is nobody's own fault
+            go_on = isinstance(
+                error, Stopped | KeyboardInterrupt | Unpackable
+            )  # later, or one by one from the last save
             for cell, _, stack in by_trainer.values():
                 stack.__exit__(type(error), error, error.__traceback__)
-                if not isinstance(error, Stopped | KeyboardInterrupt):
+                if not go_on:
                     ended(cell, "failed", _said(error))
-            if isinstance(error, Stopped | KeyboardInterrupt):
+            if go_on:
                 raise
             return
         for cell, job, stack in by_trainer.values():

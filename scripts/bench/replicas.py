@@ -22,7 +22,7 @@ CASES = {  # case -> {replicas: (steps of one measurement, target)}
     SMALL: {1024: (3, 3.0)},
     LENET: {8: (2, None)},
 }
-ROUNDS = (5, 3)
+ROUNDS = (3, 2)
 
 
 class Together:

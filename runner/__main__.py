@@ -75,9 +75,10 @@ def main(argv: list[str] | None = None) -> int:
 
         distributed.start()
         try:
-            return _follow() if distributed.rank else _lead(argv, folders)
+            status = _follow() if distributed.rank else _lead(argv, folders)
         finally:
             distributed.stop()
+        distributed.leave(status)
     return _compose(argv, folders)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from runner import diagnose, distributed
+from runner import diagnose, distributed, padding
 from runner.batch import Batch, Output
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
@@ -62,7 +62,7 @@ class Replicas(Trainer):
         The runs differ in more than numbers, or something in them is not made for a replica axis.
     """
 
-    def __init__(self, members: list[Trainer]):
+    def __init__(self, members: list[Trainer], loader=None):
         self.members = members
         self.constants: list[Tensor] = []  # hyperparameters: stacked, never written back
         self.broken: dict[int, Exception] = {}
@@ -77,7 +77,7 @@ class Replicas(Trainer):
             raise Unpackable(str(error)) from None
         super().__init__(
             dataset=first.dataset,
-            loader=StackedLoader([member.loader for member in members]),
+            loader=loader or StackedLoader([member.loader for member in members]),
             model=first.model,
             loss=first.loss,
             risk=first.risk,
@@ -372,7 +372,7 @@ class _Parts(nn.Module):
         self.model, self.loss, self.risk = model, loss, risk
 
     def forward(self, run: Replicas, seen: Seen, batch: Batch) -> tuple[Tensor, Output]:
-        with run.precision.autocast():
+        with run.precision.autocast(), padding.left_out(run.norms, batch.mask):
             out = self.model(batch.x)
         return run.hooks.loss(seen, out, batch, self.risk(self.loss(out, batch), batch)), out
 
@@ -456,7 +456,7 @@ class StackedLoader:
         where = self.rows.gather(1, order)
         first = self.loaders[0]
         for step in range(start, self.steps_per_epoch):
-            share = first._share(step)
+            share, total = first._share(step, self.samples), first._total(step, self.samples)
             index = order[:, share]
             x = self.base.index_select(0, where[:, share].flatten())
             if self.alike:
@@ -466,10 +466,10 @@ class StackedLoader:
                     None if of is None else of.index_select(0, flat).unflatten(0, index.shape)
                     for of in (self.y, self.domain)
                 )
-                yield Batch(x, y, index, domain, total=first._total(step), lead=1)
+                yield Batch(x, y, index, domain, total=total, lead=1)
             else:
                 parts = zip(self.loaders, index, x.unflatten(0, index.shape), strict=True)
-                yield Batch.stack([loader._training(epoch, step, own, inputs) for loader, own, inputs in parts])
+                yield Batch.stack([loader._training(epoch, step, own, inputs, total) for loader, own, inputs in parts])
 
 
 def _holds_tensor(value: Any) -> bool:

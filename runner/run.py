@@ -51,9 +51,9 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     with job.locked(), signals(lambda name: setattr(trainer, "stop", name)):
         job.resume()
         job.start()
-        tell(_heading(config, overrides, trainer, place))
+        tell(_heading(config, overrides, job, place))
         with bar.shown(trainer):
-            build(config["federated"], "federated").run(trainer)
+            job.federated.run(trainer)
         result = job.finish()
     tell(f"{summary(result)}\n{place}")
     return result
@@ -73,7 +73,8 @@ class Job:
         prepare(config["seed"], train, device)
         loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
         self.record = Record(self.folder, loggers) if distributed.rank == 0 else Elsewhere(self.folder)
-        self.trainer, self.transform, self.example = assemble(config, train, device, self.record)
+        built = assemble(config, train, device, self.record)
+        self.trainer, self.federated, self.transform, self.example = built
 
     @contextmanager
     def locked(self):
@@ -156,7 +157,7 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
 
 
 def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
-    """Build every object of a run from its nodes. Returns (trainer, transform, one small training batch)."""
+    """Build every object of a run from its nodes. Returns (trainer, federated, transform, one small training batch)."""
     data_dir = config["data_dir"] and str(Path(config["data_dir"]).expanduser().absolute())
     paths = {"data_dir": data_dir, "cache_dir": str(Path(config["cache_dir"]).expanduser().absolute())}
     dataset = build(config["dataset"], "dataset", seed=config["seed"], **paths)
@@ -198,6 +199,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     weights = Weights(model, loss, risk)
     elementwise = getattr(locate(config["optim"]["_target_"], "optim"), "elementwise", False)
     params = [weights.flat] if elementwise else weights.parameters
+    server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
+    federated = build(config["federated"], "federated", **server)
+    hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -208,15 +212,16 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         optimizer=build(config["optim"], "optim", params=params),
         schedule=build(config["schedule"], "schedule"),
         sharpness=build(config["sharpness"], "sharpness"),
-        hooks=Hooks({name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}),
+        hooks=Hooks(federated.hooks() | hooks),
         precision=precision,
         masks=masks,
         train=train,
         device=device,
         record=record,
     )
-    trainer.hooks.start(trainer)
-    return trainer, transform, example
+    with _as_config_error("federated" if federated.hooks() else "hook"):
+        trainer.hooks.start(trainer)
+    return trainer, federated, transform, example
 
 
 @contextmanager
@@ -323,8 +328,9 @@ class _Bar:
             self.say(line)
 
 
-def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) -> str:
+def _heading(config: dict, overrides: list[str], job: Job, place: Path) -> str:
     """What is about to run, where it will be, and which option was chosen by whom."""
+    trainer = job.trainer
     plain = {
         group: option
         for entry in defaults(conf_dir() / "config.yaml")
@@ -346,12 +352,12 @@ def _heading(config: dict, overrides: list[str], trainer: Trainer, place: Path) 
         f"options {chosen} {lists}".rstrip(),
         f"data    {', '.join(sizes)}{_damage(data.record)}",
         f"model   {trainer.weights.count:,} parameters on {trainer.device} in {trainer.precision.name}, "
-        f"{trainer.steps:,} steps of {trainer.train.batch_size}",
+        f"{job.federated.describe(trainer)}",
     ]
     if "*" in chosen:
         lines.insert(2, "        * set by another option's file, not on the command line")
     if trainer.count:
-        lines.append(f"resumed at step {trainer.count:,}")
+        lines.append(f"resumed at {'step' if trainer.unit == 'epoch' else trainer.unit} {trainer.count:,}")
     return "\n".join(lines)
 
 

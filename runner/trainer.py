@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,6 +87,7 @@ class Trainer:
     (K,), and everything in this file works on either.
     """
 
+    unit = "epoch"  # what the record calls a line's span
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     random: dict | None = None  # this run's global random states, where it shares the process with others
 
@@ -129,6 +131,7 @@ class Trainer:
         self.unsaved: dict[str, dict] = {}  # the best weights, until the next save
         self.seconds, self.save_cost = 0.0, 0.0
         self.tick_from_now()
+        self.report: dict = {}  # what else the next epoch's line says
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
 
@@ -238,15 +241,23 @@ class Trainer:
 
     # ---- the loop
 
-    def fit(self) -> None:
-        """Train to the last step, evaluating, recording and saving on the way."""
+    def updates(self, epoch: int, position: int) -> Iterator[None]:
+        """An epoch's updates from the given one on, each done when it is yielded."""
+        for batch in self.loader.epoch(epoch, position):
+            self.step(batch)
+            yield
+
+    def fit(self, updates: Callable[[int, int], Iterator[None]] | None = None) -> None:
+        """Train to the last step, evaluating, recording and saving on the way.
+
+        updates : what stands in for `self.updates`, where an update is something else: see `runner.federated`.
+        """
         self.model.train()
         self.tick_from_now()
         while self.count < self.steps:
             epoch, position = divmod(self.count, self.steps_per_epoch)
-            start, begun = self.count, time.perf_counter()
-            for batch in self.loader.epoch(epoch, position):
-                self.step(batch)
+            samples, begun = self.samples, time.perf_counter()
+            for _ in (updates or self.updates)(epoch, position):
                 if self.progress is not None:
                     self.progress.update()
                 if self.count == self.steps or self.count % self.steps_per_epoch == 0:
@@ -256,7 +267,7 @@ class Trainer:
                     raise Stopped(self.stop)
                 if self.agreed(time.perf_counter() - self.saved > 60 * self.train.save_minutes):
                     self.save()
-            rate = (self.count - start) * self.train.batch_size / (time.perf_counter() - begun)
+            rate = distributed.world * (self.samples - samples) / (time.perf_counter() - begun)
             self.end_epoch(rate)
             stop = distributed.any_of(bool(self.stop), self.device)
             pause = max(SAVE_EVERY, self.save_cost / SAVE_SHARE)
@@ -295,13 +306,19 @@ class Trainer:
         line |= {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
         if self.precision.scale is not None:
             line |= {"loss_scale": self.precision.scale.value, "skipped": self.precision.scale.skipped}
+        line |= self.report
         self.last = line
         self.record.log(line)
-        self.tell(_row(line, math.ceil(self.steps / self.steps_per_epoch)))
+        self.tell(_row(line, math.ceil(self.steps / self.steps_per_epoch), self.unit))
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float]:
         """Measures of the model, as the hooks present it, over a whole split."""
+        return measures(*self.predict(split), self.dataset.task)
+
+    @torch.no_grad()
+    def predict(self, split: Split) -> tuple[Tensor, Tensor]:
+        """The model's logits on a whole split in its order, in fp32, and the targets."""
         self.average_statistics()
         logits, targets = [], []
         self.model.eval()
@@ -315,7 +332,7 @@ class Trainer:
         if distributed.world > 1:
             parts = distributed.all_of((logits.cpu(), targets.cpu()))
             logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
-        return measures(logits, targets, self.dataset.task)
+        return logits, targets
 
     def average_statistics(self) -> None:
         """With several processes, the mean of their running statistics, so that all evaluate and save the same."""
@@ -406,14 +423,16 @@ class Trainer:
         self.saved = time.perf_counter()
 
 
-def _row(line: dict, epochs: int) -> str:
+def _row(line: dict, epochs: int, unit: str) -> str:
     """An epoch's line for people."""
-    parts = [f"epoch {line['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {line['train_loss']:.4f}"]
+    parts = [f"{unit} {line['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {line['train_loss']:.4f}"]
     for name in ("train", "val", "test"):
         if f"{name}_accuracy" in line:
             parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
     for key in ("test_nll", "test_ece", "test_mae", "test_rmse"):
         if key in line:
             parts.append(f"{key[5:]} {line[key]:.4f}")
+    if "client_accuracy_worst" in line:
+        parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")
     parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"]
     return "  ".join(parts)

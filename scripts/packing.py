@@ -61,7 +61,7 @@ def trainers(cells: list[list[str]], samples: int = 40, dtype: torch.dtype = tor
         prepare(config["seed"], train, device)
         torch.set_default_dtype(dtype)
         try:
-            trainer, _, _ = assemble(config, train, device, Elsewhere(None))
+            trainer, *_ = assemble(config, train, device, Elsewhere(None))
         finally:
             torch.set_default_dtype(torch.float32)
         trainer.tell = lambda *_: None

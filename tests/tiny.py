@@ -28,7 +28,7 @@ def trainer(*overrides: str, folder: Path | None = None, double: bool = False):
     if double:
         torch.set_default_dtype(torch.float64)
     try:
-        built, _, _ = assemble(config, train, where, Elsewhere(folder))
+        built, *_ = assemble(config, train, where, Elsewhere(folder))
     finally:
         torch.set_default_dtype(before)
     built.tell = lambda *_: None

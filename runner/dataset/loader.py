@@ -69,24 +69,40 @@ class Loader:
         self._resident = [[split, None] for split in (dataset.train, dataset.val, dataset.test)]
         self._train = self._on_device(dataset.train)
         self._workers: DataLoader | None = None
-        last = not drop_last and self.samples % batch_size >= world
-        self.steps_per_epoch = 0 if batch_size < world else self.samples // batch_size + last
+        self.drop_last = drop_last
+        self.steps_per_epoch = self.steps(self.samples)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The training steps of an epoch, from step `start` on."""
-        order = self.order(epoch)
-        steps = range(start, self.steps_per_epoch)
+        return self.visit(self.order(epoch), epoch, start)
+
+    def steps(self, samples: int) -> int:
+        """Batches that an epoch of so many samples has."""
+        last = not self.drop_last and samples % self.batch_size >= self.world
+        return 0 if self.batch_size < self.world else samples // self.batch_size + last
+
+    def visit(self, order: Tensor, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of the training samples (M,) in this order, from step `start` on."""
+        steps = range(start, self.steps(len(order)))
+        shares = [self._share(step, len(order)) for step in steps]
         if isinstance(self._train.base, Tensor):
             where = order if self._train.rows is None else self._train.rows[order]
-            for step in steps:
-                share = self._share(step)
-                yield self._training(epoch, step, order[share], self._train.base.index_select(0, where[share]))
+            for step, share in zip(steps, shares, strict=True):
+                x = self._train.base.index_select(0, where[share])
+                yield self._training(epoch, step, order[share], x, self._total(step, len(order)))
         else:
             on_cpu = order.cpu()
-            indices = (on_cpu[self._share(step)] for step in steps)
+            indices = (on_cpu[share] for share in shares)
             plan = (list(zip(index.tolist(), self._item_seeds(epoch, index), strict=True)) for index in indices)
-            for step, x in zip(steps, self._training_items(plan), strict=True):
-                yield self._training(epoch, step, order[self._share(step)], x.to(self.device, non_blocking=True))
+            for step, share, x in zip(steps, shares, self._training_items(plan), strict=True):
+                x = x.to(self.device, non_blocking=True)
+                yield self._training(epoch, step, order[share], x, self._total(step, len(order)))
+
+    def batch(self, index: Tensor, epoch: int = 0, step: int = 0) -> Batch:
+        """The training samples at `index` (B,) as a batch of an epoch's step; not for images decoded on demand."""
+        rows = self._train.rows
+        x = self._train.base.index_select(0, index if rows is None else rows[index])
+        return self._training(epoch, step, index, x, len(index))
 
     def order(self, epoch: int) -> Tensor:
         """The training samples in the order in which the epoch visits them."""
@@ -113,21 +129,21 @@ class Loader:
         """This rank's share of `count` samples in a row."""
         return count * self.rank // self.world, count * (self.rank + 1) // self.world
 
-    def _total(self, step: int) -> int:
-        return min(self.batch_size, self.samples - step * self.batch_size)
+    def _total(self, step: int, samples: int) -> int:
+        return min(self.batch_size, samples - step * self.batch_size)
 
-    def _share(self, step: int) -> slice:
-        low, high = self._part(self._total(step))
+    def _share(self, step: int, samples: int) -> slice:
+        low, high = self._part(self._total(step, samples))
         return slice(step * self.batch_size + low, step * self.batch_size + high)
 
-    def _training(self, epoch: int, step: int, index: Tensor, x: Tensor) -> Batch:
+    def _training(self, epoch: int, step: int, index: Tensor, x: Tensor, total: int) -> Batch:
         split, draw = self._train, None
         if self.pixel_augments or self.batch_augments:
             draw = Draw(self.seed, epoch, step, index)
         for augment in self.pixel_augments:
             x = augment.pixels(x, draw)
         domain = None if split.domain is None else split.domain[index]
-        batch = Batch(self._normalise(x), split.y[index], index, domain, total=self._total(step))
+        batch = Batch(self._normalise(x), split.y[index], index, domain, total=total)
         for augment in self.batch_augments:
             batch = augment.batch(batch, draw)
         return batch

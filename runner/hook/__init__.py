@@ -19,9 +19,13 @@ class Hook:
         Whether `gradient` and `step` work on K replicas at once, where vectors are (K, P), their norms and products
         (K,), `run.buffers` have a leading axis and any number of the hook's own may be (K,) too. Default False: they
         are called for one replica after another.
+    padding : bool
+        Whether `loss` leaves out the samples for which `batch.mask`, where set, is False. Default False: clients of
+        different sizes are then not trained side by side.
     """
 
     replicas: bool = False
+    padding: bool = False
 
     def start(self, run) -> None:
         """Once, when the trainer is built and before any state is restored."""

@@ -113,6 +113,8 @@ def together(
         raise Unpackable("some of the runs were begun before, and are at another step")
     first = _job(cells[0])
     refuse(first.trainer)
+    if "federated" in first.trainer.hooks.named:
+        raise Unpackable("a federation: its clients are what is trained side by side")
     most = max(3, min(int(SHARE * _free(first.trainer.device) / _footprint(first.trainer)), _files() // 4))
     parts = -(-len(cells) // most)
     for number in range(parts):

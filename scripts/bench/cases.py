@@ -78,7 +78,7 @@ def build(case: Case, *overrides: str, device: str, folder: Path) -> tuple[Train
     check_all(config)
     train, where = Train(**config["train"]), distributed.device(device)
     prepare(config["seed"], train, where)
-    trainer, _, _ = assemble(config, train, where, Record(folder, []))
+    trainer, *_ = assemble(config, train, where, Record(folder, []))
     trainer.tell = lambda *_: None
     return trainer, config
 

@@ -1,0 +1,437 @@
+"""The clients of a round: trained one after another in the run's own trainer, or side by side as replicas."""
+
+import copy
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runner import checkpoint, padding
+from runner.batch import Batch
+from runner.diagnose import NonFinite
+from runner.dropout import Dropout, Masks
+from runner.federated.partition import feature_noise
+from runner.hook import Hook, Hooks
+from runner.loss import Loss
+from runner.record import Stopped
+from runner.replicas import Replicas, Unpackable, refuse
+from runner.trainer import Trainer
+from runner.weights import Weights
+
+SIZES = (8, 32, 128)  # clients side by side that the probe tries
+WORTH = 1.1  # times the speed of one after another, below which side by side is not worth its risk
+TRIAL = 0.1  # seconds that either way is measured for
+STEPS = 4  # local steps after which both ways must have come to the same weights
+
+
+@dataclass
+class Updates:
+    """What K clients send after their local training."""
+
+    clients: list[int]
+    samples: Tensor  # (K,) float64: their training samples
+    steps: Tensor  # (K,) float64: local steps
+    rates: Tensor  # (K,) float64: the sum of their steps' learning rates
+    delta: Tensor  # (K, P): their weights less the server's
+    buffers: list[Tensor]  # (K, ...) each: running statistics and the like, see `Clients.buffers`
+
+    def select(self, keep: list[int]) -> "Updates":
+        names = ("samples", "steps", "rates", "delta")
+        rest = {name: getattr(self, name)[keep] for name in names}
+        return Updates([self.clients[k] for k in keep], **rest, buffers=[b[keep] for b in self.buffers])
+
+
+class Clients:
+    """Local training from the server's weights.
+
+    A client starts a round with fresh optimizer and hook states. Its schedule is that of a run of its own over all
+    rounds; an epoch's order is that of the plain run's epoch, of which every client takes its own samples. So one
+    client with all the data does what the plain run does. A last batch of one sample is left out where the model has
+    batch normalisation.
+
+    Parameters
+    ----------
+    run : the trainer, built and not begun. Its loss's memories of samples are shared: every sample has one client.
+    rows : for every client the training samples that are its own, (n,) int64.
+    rounds : of the whole run. epochs, steps : of a client in a round; steps win where not None.
+    levels : (clients,) standard deviation of the feature noise, or None.
+    seed : the run's.
+
+    Raises
+    ------
+    ValueError
+        A client whose samples make no batch.
+    """
+
+    def __init__(
+        self, run: Trainer, rows: list[Tensor], rounds: int, epochs: int, steps: int | None, levels, seed: int
+    ):
+        self.run, self.rows, self.rounds, self.seed = run, rows, rounds, seed
+        self.levels = levels
+        kinds = nn.modules.batchnorm._BatchNorm
+        pairs = any(isinstance(module, kinds) for module in run.model.modules())  # needs two samples
+        size = run.loader.batch_size
+        self.kept = [len(own) - (pairs and len(own) % size == 1) for own in rows]
+        self.per_epoch = [run.loader.steps(kept) for kept in self.kept]
+        for client, count in enumerate(self.per_epoch):
+            if not count:
+                raise ValueError(
+                    f"client {client} has {len(rows[client])} sample(s), too few for a batch; raise federated.minimum"
+                    + (" or set train.drop_last=false" if run.loader.drop_last else "")
+                )
+        self.steps = [steps or epochs * count for count in self.per_epoch]
+        self.total = len(run.dataset.train)
+        modules = (run.model, run.loss, run.risk)
+        # what is not trained and not a memory of every sample: averaged by the server
+        self.buffers = [b for m in modules for b in m.buffers() if not (b.dim() and b.shape[0] == self.total)]
+        self.user = {n: h for n, h in run.hooks.named.items() if n not in ("federated", "client")}
+        self.fresh = {name: copy.deepcopy(hook.state_dict()) for name, hook in self.user.items()}
+        self.seed_of_one = run.masks.seeds[0]
+        self._ranks: dict[int, Tensor] = {}
+
+    # ---- data
+
+    def order(self, client: int, epoch: int) -> Tensor:
+        """The client's samples in the order of the plain run's epoch."""
+        if epoch not in self._ranks:
+            if len(self._ranks) > 64:
+                self._ranks.clear()
+            order = self.run.loader.order(epoch)
+            self._ranks[epoch] = torch.empty_like(order).scatter_(
+                0, order, torch.arange(self.total, device=order.device)
+            )
+        own = self.rows[client]
+        return own[self._ranks[epoch][own].argsort()][: self.kept[client]]
+
+    def batches(self, client: int, first: int, steps: int) -> Iterator[Batch]:
+        """The client's batches from its step `first` on, over all rounds."""
+        done = 0
+        while done < steps:
+            epoch, position = divmod(first + done, self.per_epoch[client])
+            for batch in self.run.loader.visit(self.order(client, epoch), epoch, position):
+                yield self._noisy(batch, [client])
+                done += 1
+                if done == steps:
+                    return
+
+    def _noisy(self, batch: Batch, clients: list[int]) -> Batch:
+        if self.levels is None:
+            return batch
+        level = self.levels[clients].to(batch.x.device)
+        x = batch.x.flatten(0, batch.lead)
+        per_sample = level.repeat_interleave(len(x) // len(clients))
+        x = feature_noise(x, per_sample, self.run.loader.scale, self.seed, batch.index.flatten())
+        batch.x = x.view(batch.x.shape)
+        return batch
+
+    # ---- one after another
+
+    def alone(self, client: int, round_: int, start: Tensor, buffers: list[Tensor], limit=None) -> Updates:
+        """One client's local training in the run's own trainer.
+
+        start : (P,) the server's weights, and `buffers` its buffers. limit : only so many steps. Raises NonFinite, or
+        Stopped after the present step.
+        """
+        run, steps = self.run, self.steps[client]
+        run.weights.copy_(start)
+        for own, value in zip(self.buffers, buffers, strict=True):
+            own.copy_(value)
+        run.optimizer.state.clear()
+        for name, state in self.fresh.items():
+            if state:
+                self.user[name].load_state_dict(copy.deepcopy(state))
+        run.masks.seeds = [self.seed_of_one + (client << 32)]
+        run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
+        sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
+        try:
+            for batch in self.batches(client, run.count, min(steps, limit or steps)):
+                run.step(batch)
+                rate += run.optimizer.param_groups[0]["lr"]
+                taken += 1
+                if run.stop:
+                    raise Stopped(run.stop)
+            run.look()
+            delta = run.weights.data - start
+            if not torch.isfinite(delta).all():
+                raise NonFinite("its weights are not finite")
+        except BaseException:
+            run.loss_sum.copy_(sums[0]), run.correct.copy_(sums[1])
+            run.samples = sums[2]
+            run.recent.clear()
+            raise
+        finally:
+            run.count, run.steps, run.steps_per_epoch = round_, self.rounds, 1
+            run.masks.seeds = [self.seed_of_one]
+        return Updates(
+            [client],
+            *(torch.tensor([float(value)], dtype=torch.float64) for value in (len(self.rows[client]), taken, rate)),
+            delta.unsqueeze(0),
+            [buffer.unsqueeze(0).clone() for buffer in self.buffers],
+        )
+
+    # ---- side by side
+
+    def apart(self) -> str | None:
+        """Why these clients must be trained one after another, or None where they need not be."""
+        run = self.run
+        try:
+            refuse(run)
+        except Unpackable as why:
+            return str(why)
+        if type(run.loss).observe is not Loss.observe:
+            return f"{type(run.loss).__name__} remembers samples"
+        if any(isinstance(module, Dropout) for module in run.model.modules()):
+            return "the model has dropout"
+        if run.train.accumulate > 1 or run.sharpness.m is not None:
+            return "train.accumulate" if run.train.accumulate > 1 else "sharpness.m"
+        for name, hook in run.hooks.named.items():
+            own = {
+                method
+                for method in ("batch", "gradient", "step", "loss")
+                if getattr(type(hook), method) is not getattr(Hook, method)
+            }
+            if "batch" in own or (own & {"gradient", "step"} and not hook.replicas) or self.fresh.get(name):
+                return f"hook={name} is not made for replicas" if name in self.user else "the algorithm's own step"
+            if "loss" in own and not hook.padding and self.uneven:
+                return f"hook={name} does not leave out the samples that fill up a smaller batch"
+        if self.uneven:
+            if not run.risk.padding:
+                return f"{type(run.risk).__name__} does not leave out the samples that fill up a smaller batch"
+            return padding.reason(run.norms)
+        return None
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some batch is smaller than others."""
+        size = self.run.loader.batch_size
+        return any(kept % size for kept in self.kept) and not self.run.loader.drop_last
+
+    def chunks(self, clients: list[int], size: int) -> list[list[int]]:
+        """Parts of about equal length, of clients of similar size, largest first; where there are hooks of the user's,
+        which may count steps, clients of a part have equally many."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for client in sorted(clients, key=lambda client: (-self.steps[client], -self.kept[client], client)):
+            found[self.steps[client] if self.user else 0].append(client)
+        parts = []
+        for same in found.values():
+            count = -(-len(same) // size)
+            parts += [same[len(same) * i // count : len(same) * (i + 1) // count] for i in range(count)]
+        return parts
+
+    def together(self, crew: "Crew", clients: list[int], round_: int, start: Tensor, buffers, limit=None) -> Updates:
+        """Local training of at most as many clients as the crew has rows; see `alone`. A client whose loss or weights
+        are not finite is left out of the answer: rows do not touch each other."""
+        rows = [*clients, *[clients[-1]] * (len(crew.members) - len(clients))]  # rows too many repeat the last client
+        counts = np.minimum([self.steps[client] for client in rows], limit or self.steps[clients[0]])
+        positions = [(round_ * n, self.rounds * n, m) for n, m in ((self.steps[c], self.per_epoch[c]) for c in rows)]
+        crew.begin(start, buffers)
+        ends, finals = crew.weights.data.clone(), [buffer.clone() for buffer in crew.rest]
+        rates = np.zeros(len(rows))
+        for step, (batch, real) in enumerate(self._side_by_side(rows, round_, counts.max())):
+            factors = np.array([self.run.schedule(first + step, *rest) for first, *rest in positions])
+            crew.count, crew.steps, crew.steps_per_epoch = positions[0][0] + step, *positions[0][1:]
+            crew.advance(batch, factors, real * (step < counts))
+            rates += factors * (step < counts)
+            if len(done := (counts == step + 1).nonzero()[0]):
+                ends[done] = crew.weights.data[done]
+                for final, buffer in zip(finals, crew.rest, strict=True):
+                    final[done] = buffer[done]
+            if self.run.stop:
+                raise Stopped(self.run.stop)
+        self.run.optimizer.param_groups[0]["lr"] = crew.base_lrs[0] * factors[0].item()  # for the record
+        well = (crew.well & torch.isfinite(ends).all(1))[: len(clients)].nonzero().flatten().tolist()
+        self.run.loss_sum += crew.loss_sum[well].sum()
+        self.run.correct += crew.correct[well].sum()
+        self.run.samples += int(crew.seen[well].sum())
+        sizes = np.array([len(self.rows[client]) for client in rows])
+        numbers = (torch.tensor(value, dtype=torch.float64) for value in (sizes, counts, rates * crew.base_lrs[0]))
+        return Updates(rows, *numbers, ends - start, finals).select(well)
+
+    def _side_by_side(self, rows: list[int], round_: int, steps: int) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Steps as (K, B, ...) batches, and how many samples of each are real: smaller ones repeat their own.
+
+        A client that has done its steps goes on with its last batch; nobody looks at the result.
+        """
+        loader = self.run.loader
+        plans = [self._plan(client, round_, steps) for client in rows]
+        real = np.array([[len(index) for *_, index in plan] for plan in plans])
+        index = torch.zeros(len(rows), steps, real.max(), dtype=torch.int64, device=loader.device)
+        for own, plan in zip(index, plans, strict=True):
+            for row, (*_, samples) in zip(own, plan, strict=True):
+                row[: len(samples)] = samples
+                row[len(samples) :] = samples[0]
+        for step in range(steps):
+            width = real[:, step].max()
+            now = index[:, step, :width]
+            if loader.pixel_augments or loader.batch_augments:
+                batches = [loader.batch(samples, *at) for *at, samples in (plan[step] for plan in plans)]
+                fill = torch.arange(width, device=loader.device)
+                batch = Batch.stack([own.select(fill.where(fill < len(own), 0)) for own in batches])
+            else:
+                flat = loader.batch(now.flatten())
+                tensors = {name: value.unflatten(0, now.shape) for name, value in flat.tensors().items()}
+                batch = Batch(**tensors, lead=1)
+            if real[:, step].min() < width:
+                counts = torch.from_numpy(real[:, step]).to(loader.device)
+                batch.mask = torch.arange(width, device=loader.device) < counts.unsqueeze(1)
+            batch.total = 0
+            yield self._noisy(batch, rows), real[:, step]
+
+    def _plan(self, client: int, round_: int, steps: int) -> list[tuple[int, int, Tensor]]:
+        """(epoch, step of it, samples) for the first steps of a round; the last one again where there are fewer."""
+        own, per_epoch, size = self.steps[client], self.per_epoch[client], self.run.loader.batch_size
+        found = []
+        for count in range(round_ * own, round_ * own + min(own, steps)):
+            epoch, position = divmod(count, per_epoch)
+            if not found or position == 0:
+                order = self.order(client, epoch)
+            found.append((epoch, position, order[position * size : (position + 1) * size]))
+        return found + found[-1:] * (steps - len(found))
+
+    # ---- which of the two
+
+    def probe(self, clients: list[int], round_: int, start: Tensor, buffers, hook, brief) -> tuple[int, str]:
+        """How many clients to train side by side, and one line that says why; nothing is changed.
+
+        Two of them are trained both ways for a few steps, which must come to the same weights; then the time of a step
+        of one client is measured for either way, as the processor's on a CPU: other work does not count.
+        """
+        if why := self.apart():
+            return 1, f"one after another: {why}"
+        run = self.run
+        kept = run.loss_sum.clone(), run.correct.clone(), run.samples, checkpoint.random_states()
+        clock = time.process_time if run.device.type == "cpu" else time.perf_counter
+
+        def alone(client: int, limit: int) -> Updates:
+            brief(hook, [client])
+            return self.alone(client, round_, start, buffers, limit)
+
+        def crew_of(chunk: list[int], size: int) -> Crew:
+            crew = Crew(run, size)
+            brief(crew.hooks.named.get("client"), [*chunk, *[chunk[-1]] * (size - len(chunk))])
+            return crew
+
+        def pace(train: Callable[[], Updates]) -> float:
+            """Local steps per second, the median of at least two measurements after a first one."""
+            found = []
+            while len(found) < 3 or sum(taken for taken, _ in found) < TRIAL and len(found) < 20:
+                begun = clock()
+                steps = float(train().steps.sum())
+                if run.device.type == "cuda":
+                    torch.cuda.synchronize(run.device)
+                found.append((clock() - begun, steps))
+            return statistics.median(steps / max(taken, 1e-9) for taken, steps in found[1:])
+
+        try:
+            ends = sorted(clients, key=lambda client: self.per_epoch[client])
+            pair = self.chunks([ends[0], ends[-1]], 2)[0] if len(ends) > 1 else []
+            if len(pair) < 2:
+                return 1, "one after another: fewer than two clients that could go together"
+            one = [alone(client, STEPS) for client in pair]
+            both = self.together(crew_of(pair, 2), pair, round_, start, buffers, STEPS)
+            for k, own in enumerate(one):
+                moved, off = own.delta[0].double().norm(), (both.delta[k] - own.delta[0]).double().norm()
+                if not off <= _tolerance(run) * moved:
+                    return 1, f"one after another: side by side the weights differ by {(off / moved).item():.1%}"
+            middle, limit = ends[len(ends) // 2], 10
+            single, best, chosen = pace(lambda: alone(middle, limit)), WORTH, 1
+            for size in (size for size in SIZES if size <= 2 * len(clients)):
+                chunk = self.chunks(clients, size)[0]
+                crew = crew_of(chunk, len(chunk))
+                gain = pace(lambda c=crew, p=chunk: self.together(c, p, round_, start, buffers, limit)) / single
+                if gain > best:
+                    best, chosen = gain, size
+            if chosen == 1:
+                return 1, "one after another: no faster side by side"
+            return chosen, f"up to {chosen} side by side, {best:.1f} times as fast as one after another"
+        except (NonFinite, Unpackable, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            said = (str(error).splitlines() or [""])[0]
+            return 1, f"one after another: {type(error).__name__}: {said:.150}"
+        finally:
+            run.loss_sum.copy_(kept[0]), run.correct.copy_(kept[1])
+            run.samples = kept[2]
+            checkpoint.restore_random_states(kept[3])
+
+
+class Crew(Replicas):
+    """K rows on which clients are trained side by side; see `Clients.together`."""
+
+    def __init__(self, run: Trainer, count: int):
+        super().__init__([_twin(run) for _ in range(count)], loader=run.loader)
+        total = len(run.dataset.train)
+        self.rest = [self.values[n] for n, b in self.parts.named_buffers() if not (b.dim() and b.shape[0] == total)]
+
+    def begin(self, start: Tensor, buffers: list[Tensor]) -> None:
+        self.weights.data.copy_(start)
+        for own, value in zip(self.rest, buffers, strict=True):
+            own.copy_(value)
+        self.optimizer.state.clear()
+        self.loss_sum.zero_(), self.correct.zero_()
+        self.seen = np.zeros(len(self.members), dtype=int)
+        self.well = torch.ones(len(self.members), dtype=torch.bool, device=self.device)
+        self.model.train()
+
+    def advance(self, batch: Batch, factors: np.ndarray, real: np.ndarray) -> None:
+        """One step. factors : of every client's learning rate. real : samples that count, 0 for a client at its end."""
+        self.factor = factors[0].item() if (factors == factors[0]).all() else torch.from_numpy(factors).to(self.device)
+        self.real = real
+        self.step(batch)
+
+    def set_lr(self) -> None:
+        self.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * self.factor
+
+    def look(self, batch: Batch | None = None) -> None:
+        self.recent.clear()
+
+    @torch.no_grad()
+    def note(self, first, batch: Batch, samples: int) -> None:
+        real = torch.from_numpy(self.real).to(self.device)
+        self.seen += self.real
+        self.well &= torch.isfinite(first.loss) | (real == 0)
+        self.loss_sum += torch.where(real > 0, first.loss * real, 0.0)
+        if self.dataset.task == "classes":
+            target = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
+            right = first.out.logits.argmax(-1) == target
+            if batch.mask is not None:
+                right &= batch.mask
+            self.correct += right.sum(-1) * (real > 0)
+
+
+def _twin(run: Trainer) -> Trainer:
+    """A trainer like this one, with weights, buffers and states of its own."""
+    model, loss, risk = copy.deepcopy((run.model, run.loss, run.risk))
+    weights = Weights(model, loss, risk)
+    optimizer = copy.copy(run.optimizer)
+    optimizer.state = defaultdict(dict)
+    (group,) = run.optimizer.param_groups
+    optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
+    hooks = {name: copy.copy(hook) for name, hook in run.hooks.named.items() if name != "federated"}
+    return Trainer(
+        dataset=run.dataset,
+        loader=run.loader,
+        model=model,
+        loss=loss,
+        risk=risk,
+        weights=weights,
+        optimizer=optimizer,
+        schedule=run.schedule,
+        sharpness=copy.copy(run.sharpness),
+        hooks=Hooks(hooks),
+        precision=run.precision,
+        masks=Masks([0]),  # `Clients.apart`: no dropout
+        train=run.train,
+        device=run.device,
+        record=run.record,
+    )
+
+
+def _tolerance(run: Trainer) -> float:
+    """How far rounding may take the weights apart within STEPS steps, as a share of the way they went."""
+    if run.precision.dtype == torch.bfloat16:
+        return 0.2
+    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01

@@ -1,0 +1,402 @@
+"""Partitions: which client of a federation has which training samples.
+
+A kind says how many samples of which group (a class, a domain, or all samples as one group) every client gets; `deal`
+then draws which ones. All randomness comes from `runner.keyed.generator(seed, "partition")`.
+"""
+
+import inspect
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner import keyed
+from runner.record import write_atomic
+
+Kind = Literal["iid", "dirichlet", "dirichlet_clients", "labels", "quantity", "noise", "domain"]
+
+# Dirichlet draws before the smallest client is given up on: about ten seconds. The public code of Li et al. 2022 has no
+# limit, and its quantity skew at 100 clients, alpha = 0.5 and 50,000 samples takes 100,000 draws on average.
+DRAWS = 400_000
+
+
+@dataclass
+class Partition:
+    """Which client has which sample.
+
+    Attributes
+    ----------
+    kind : see `make`.
+    owner : (N,) int64, the client of every sample; -1 where no client has it.
+    clients : how many there are, numbered from 0.
+    settings : the arguments of `make` on which the owners depend.
+    """
+
+    kind: Kind
+    owner: np.ndarray
+    clients: int
+    settings: dict[str, float] = field(default_factory=dict)
+
+    def of(self, client: int) -> np.ndarray:
+        """The samples of a client, in ascending order."""
+        return np.flatnonzero(self.owner == client)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(clients,) samples of every client."""
+        return np.bincount(self.owner[self.owner >= 0], minlength=self.clients)
+
+    def save(self, folder: Path, y: np.ndarray, classes: int | None) -> None:
+        """Writes `partition.npz` (kind, owner, clients and the settings) and the picture `partition.png`, atomically.
+
+        y, classes : as `make` takes them; the picture shows sizes alone where they are no class labels.
+        """
+        content = io.BytesIO()
+        np.savez_compressed(content, kind=self.kind, owner=self.owner, clients=self.clients, **self.settings)
+        write_atomic(folder / "partition.npz", content.getvalue())
+        picture(self, y if labelled(y, classes) else None, classes, folder / "partition.png")
+
+
+def make(
+    kind: Kind,
+    y: np.ndarray,
+    clients: int,
+    seed: int,
+    *,
+    alpha: float,
+    labels: int,
+    domain: np.ndarray | None,
+    minimum: int,
+    classes: int | None,
+) -> Partition:
+    """Divides N samples among clients. One client gets every sample.
+
+    Parameters
+    ----------
+    kind : how. N samples, n clients, C classes.
+        iid : at random; sizes differ by one at most.
+        dirichlet : every class is divided in proportions ~ Dir(alpha) over clients. See `dirichlet`.
+        dirichlet_clients : every client draws its classes from proportions ~ Dir(alpha * p). See `dirichlet_clients`.
+        labels : every client has samples of `labels` classes. See `fixed_labels`.
+        quantity : sizes ~ Dir(alpha) over clients, samples at random (Li et al. 2022, arXiv:2102.02079, section IV-D).
+        noise : as iid; `feature_noise` then makes the clients' inputs different.
+        domain : clients by the samples' domains. See `by_domain`.
+    y : (N,) class ids. Any other targets (multi-hot, numbers) do for iid, quantity, noise and domain.
+    alpha : concentration of dirichlet, dirichlet_clients and quantity; the smaller, the more unequal.
+    labels : classes of each client, for labels.
+    domain : (N,) ids, or None.
+    minimum : samples that every client has at least; no client is ever empty.
+    classes : C, or None where y holds no class ids.
+
+    Raises ValueError where the kind does not fit the data, and where a client would have fewer than `minimum` samples.
+    """
+    minimum = max(minimum, 1)
+    if len(y) < clients * minimum:
+        raise ValueError(
+            f"federated.clients={clients} with at least federated.minimum={minimum} samples each need "
+            f"{clients * minimum} samples, and there are {len(y)}"
+        )
+    options = dict(alpha=alpha, labels=labels, domain=domain, minimum=minimum, classes=classes)
+    reads = inspect.signature(KINDS[kind]).parameters
+    if "classes" in reads and not labelled(y, classes):
+        raise ValueError(
+            f"federated.partition={kind} divides by class, and the targets of this data set are no class ids: "
+            "use iid, quantity, noise or domain"
+        )
+    draw = keyed.generator(seed, "partition")
+    group, counts = KINDS[kind](draw=draw, y=y, clients=clients, **options)
+    settings = {name: options[name] for name in ("alpha", "labels", "minimum") if name in reads}
+    partition = Partition(kind, deal(group, counts, draw), clients, {"seed": seed, **settings})
+    smallest = partition.sizes.argmin()
+    if partition.sizes[smallest] < minimum:
+        raise ValueError(
+            f"federated.partition={kind} leaves client {smallest} with {partition.sizes[smallest]} samples, and "
+            f"federated.minimum={minimum}: lower federated.minimum or federated.clients={clients}"
+        )
+    return partition
+
+
+def labelled(y: np.ndarray, classes: int | None) -> bool:
+    """Whether y holds class ids."""
+    return classes is not None and y.ndim == 1 and y.dtype.kind in "iu"
+
+
+def deal(group: np.ndarray, counts: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """(N,) owners: of group g, client c gets `counts[g, c]` samples, drawn at random; what is left gets -1.
+
+    group : (N,) int64, the group of every sample. counts : (groups, clients) int64.
+    """
+    rest = np.bincount(group, minlength=len(counts)) - counts.sum(1)
+    who = np.append(np.arange(counts.shape[1]), -1)
+    order = draw.permutation(len(group))
+    order = order[np.argsort(group[order], kind="stable")]  # group after group, each in random order
+    owner = np.empty(len(group), dtype=np.int64)
+    owner[order] = np.repeat(np.tile(who, len(counts)), np.column_stack([counts, rest]).ravel())
+    return owner
+
+
+def even(total: int, parts: int) -> np.ndarray:
+    """(parts,) int64 that sum to `total` and differ by one at most, the larger ones first."""
+    return total // parts + (np.arange(parts) < total % parts)
+
+
+def proportional(total: int, share: np.ndarray) -> np.ndarray:
+    """(parts,) int64 that sum to `total`: the cumulated shares, rounded down, are where the parts end."""
+    ends = np.zeros(len(share) + 1, dtype=np.int64)
+    ends[1:] = np.cumsum(share / share.sum()) * total
+    ends[-1] = total
+    return ends[1:] - ends[:-1]
+
+
+def redrawn(attempt: Callable[[], np.ndarray], tries: int, clients: int, minimum: int, alpha: float) -> np.ndarray:
+    """The first of `attempt`'s counts (groups, clients) in which every client has `minimum` samples."""
+    best = 0
+    for _ in range(tries):
+        counts = attempt()
+        smallest = counts.sum(0).min()
+        if smallest >= minimum:
+            return counts
+        best = max(best, smallest)
+    raise ValueError(
+        f"in {tries} partitions drawn the smallest client had {best} samples at most, and federated.minimum={minimum}: "
+        f"raise federated.alpha={alpha:g}, or lower federated.clients={clients} or federated.minimum"
+    )
+
+
+# ---- the kinds: the group of every sample, (N,), and the samples of every group for every client, (groups, clients).
+# Which options a kind reads is what its signature names; `classes` there means that y must hold class ids.
+
+
+def iid(*, draw, y, clients, **_):
+    return np.zeros(len(y), dtype=np.int64), even(len(y), clients)[None]
+
+
+def dirichlet(*, draw, y, clients, alpha, minimum, classes, **_):
+    """Yurochkin et al. 2019, arXiv:1905.12022; Wang et al. 2020, arXiv:2002.06440; Li et al. 2022, arXiv:2102.02079.
+
+    For one class after another, proportions over clients ~ Dir(alpha, ..., alpha). As in the authors' public code, and
+    in none of the papers, a client that has N / n samples or more already gets nothing of the class, and the others'
+    proportions are rescaled to sum to one; and all is drawn anew until the smallest client has `minimum` samples
+    (10 in that code). So no client has more than N / n samples and one class, the classes drawn last, the highest ids,
+    go to fewer clients than the first, and what rounding leaves of a class goes to the last client, full or not.
+    """
+    sizes = np.bincount(y, minlength=classes)
+
+    def attempt():
+        counts, held = np.zeros((classes, clients), dtype=np.int64), np.zeros(clients, dtype=np.int64)
+        for label in np.flatnonzero(sizes):
+            share = np.zeros(clients)
+            while not share.any():  # a tiny alpha may give all of a class, in floats, to clients that have enough
+                share = draw.dirichlet(np.full(clients, alpha)) * (held < len(y) / clients)
+            counts[label] = proportional(sizes[label], share)
+            held += counts[label]
+        return counts
+
+    return y, redrawn(attempt, DRAWS // classes, clients, minimum, alpha)
+
+
+def dirichlet_clients(*, draw, y, clients, alpha, classes, **_):
+    """Hsu, Qi and Brown 2019, arXiv:1909.06335, section 2.
+
+    Every client draws class proportions q ~ Dir(alpha * p), p the class frequencies of all samples, and then its
+    samples one by one, without replacement, a class with probability q. Sizes differ by one at most. alpha is the sum
+    of the concentrations: code that draws Dir(a, ..., a) over C balanced classes means alpha = C * a.
+
+    The paper's text, as far as it could be read, does not say what happens once a class is used up: as in Flower's
+    reimplementation of it, the class is taken out and q is rescaled, and clients draw one after another. The last
+    ones get what is left; the order is drawn, so that no client's number is special.
+    """
+    left = np.bincount(y, minlength=classes)
+    prior, sizes = left / len(y), even(len(y), clients)
+    counts = np.zeros((classes, clients), dtype=np.int64)
+    for client in draw.permutation(clients):
+        q, missing = np.zeros(classes), sizes[client]
+        while missing:
+            available = left > 0
+            q = q * available
+            if not q.any():  # at first; or what q leaves is 0 in floats, and a Dirichlet rescaled to a part is one
+                q[available] = draw.dirichlet(alpha * prior[available])
+            # what a class cannot give is drawn anew from the others: the same as one sample after another
+            taken = np.minimum(draw.multinomial(missing, q / q.sum()), left)
+            counts[:, client] += taken
+            left -= taken
+            missing -= taken.sum()
+    return y, counts
+
+
+def fixed_labels(*, draw, y, clients, labels, classes, **_):
+    """Li et al. 2022, arXiv:2102.02079, "#C = k", section IV-B, and its public code.
+
+    Client i has class i mod C and k - 1 others at random; the samples of a class are divided evenly among the clients
+    that have it. Nobody has the samples of a class that was not drawn, which may happen where n < C.
+    """
+    if labels > classes:
+        raise ValueError(f"federated.labels={labels}, and this data set has {classes} classes")
+    has = np.zeros((classes, clients), dtype=bool)
+    for client in range(clients):
+        first = client % classes
+        has[first, client] = True
+        has[draw.choice(np.delete(np.arange(classes), first), labels - 1, replace=False), client] = True
+    has |= clients == 1
+    counts = np.zeros((classes, clients), dtype=np.int64)
+    for label, size in enumerate(np.bincount(y, minlength=classes)):
+        if has[label].any():
+            counts[label, has[label]] = even(size, has[label].sum())
+    return y, counts
+
+
+def quantity(*, draw, y, clients, alpha, minimum, **_):
+    def attempt():
+        return proportional(len(y), draw.dirichlet(np.full(clients, alpha)))[None]
+
+    return np.zeros(len(y), dtype=np.int64), redrawn(attempt, DRAWS, clients, minimum, alpha)
+
+
+def by_domain(*, draw, y, clients, domain, **_):
+    """The domains in ascending order, each divided at random and evenly among as many clients as any other."""
+    if domain is None:
+        raise ValueError("federated.partition=domain needs a data set with domains, and this one has none")
+    found, group = np.unique(domain, return_inverse=True)
+    each, left_over = divmod(clients, len(found))
+    if left_over or not each:
+        raise ValueError(
+            f"federated.clients={clients} does not fit the {len(found)} domains of this data set: "
+            f"federated.partition=domain takes {len(found)}, {2 * len(found)}, {3 * len(found)}, ... clients"
+        )
+    counts = np.zeros((len(found), clients), dtype=np.int64)
+    for number, size in enumerate(np.bincount(group)):
+        counts[number, number * each : (number + 1) * each] = even(size, each)
+    return group, counts
+
+
+KINDS = {
+    "iid": iid,
+    "dirichlet": dirichlet,
+    "dirichlet_clients": dirichlet_clients,
+    "labels": fixed_labels,
+    "quantity": quantity,
+    "noise": iid,
+    "domain": by_domain,
+}
+
+
+# ---- noise in the inputs
+
+
+def levels(clients: int, sigma: float) -> np.ndarray:
+    """(clients,) standard deviations sigma * i / (n - 1) of the noise of client i = 0 ... n - 1.
+
+    The paper (Li et al. 2022, arXiv:2102.02079, section IV-C) says variance sigma * i / n for client i = 1 ... n; its
+    public code, which made the paper's numbers, takes the above as the standard deviation. Here the code is followed:
+    the first client has clean inputs, the last one noise of standard deviation sigma. One client alone has clean ones.
+    """
+    return sigma * np.arange(clients) / max(clients - 1, 1)
+
+
+def feature_noise(x: Tensor, client_level: Tensor, scale: Tensor, seed: int, index: Tensor) -> Tensor:
+    """x + scale * client_level * n, with n standard normal and a function of (seed, index) alone.
+
+    So a sample has the same noise in every epoch, batch and process, and on every device up to the rounding of log and
+    cos there. (The public code of Li et al. draws it anew each time that a sample is read.) Results leave [0, 1].
+
+    Parameters
+    ----------
+    x : (..., *shape), normalised inputs. The leading axes are those of `index`.
+    client_level : standard deviations in units of pixels in [0, 1], broadcast to the shape of `index`.
+    scale : what one such unit is in x, broadcast to `shape`: 1 / std for the std of pixels in [0, 1].
+    index : (...) int64, the samples' numbers.
+    """
+    shape = x.shape[index.dim() :]
+    count = shape.numel()
+    u = keyed.uniform(seed, "feature noise", 0, index.flatten(), count + count % 2)
+    radius, angle = u.chunk(2, dim=-1)
+    radius, angle = (-2 * torch.log1p(-radius)).sqrt(), 2 * torch.pi * angle  # Box and Muller 1958; 1 - u is never 0
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=-1)[:, :count].view(x.shape)
+    level = client_level.expand(index.shape).reshape(*index.shape, *[1] * len(shape))
+    return (x + scale * level * normal).to(x.dtype)
+
+
+# ---- the picture
+
+INK, GRID = "#333333", "#e6e6e6"
+
+
+def picture(partition: Partition, y: np.ndarray | None, classes: int | None, path: Path) -> None:
+    """Samples of every client, as bars, over samples of every class at every client, as a heat map; a PNG.
+
+    y : (N,) class ids, or None: bars alone. Colours go with the square root of the count, so that a class's few samples
+    are seen beside its thousands; where there is room the counts are printed.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap, PowerNorm
+    from matplotlib.figure import Figure  # as runner.curves: not pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    clients, sizes = partition.clients, partition.sizes
+    width = float(np.clip(0.52 * clients, 4.2, 9))
+    height = 0 if y is None else float(np.clip(0.27 * classes, 0.7, 5))
+    left, right, bottom, gap, bars, top = 0.75, 0.95, 0.55, 0.12, 1.1, 0.45  # inches
+    total = bottom + height + (gap if height else 0) + bars + top
+    figure = Figure(figsize=(left + width + right, total), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+
+    def place(x, y, w, h):
+        return figure.add_axes((x / (left + width + right), y / total, w / (left + width + right), h / total))
+
+    upper = place(left, total - top - bars, width, bars)
+    if clients <= 50:
+        upper.bar(range(clients), sizes, color="#6baed6")
+    else:
+        upper.stairs(sizes, np.arange(clients + 1) - 0.5, fill=True, color="#6baed6")  # one shape, not a thousand bars
+    upper.axhline(sizes.mean(), color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    beside = dict(transform=upper.get_yaxis_transform(), va="center", fontsize=8, color=INK)
+    upper.text(1.01, sizes.mean(), f"mean {sizes.mean():,.0f}", **beside)
+    upper.set_ylabel("samples", color=INK)
+    upper.set_ylim(0, 1.08 * sizes.max())
+    upper.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    upper.yaxis.set_major_formatter("{x:,.0f}")
+    drawn = [upper]
+    if y is not None:
+        had = partition.owner >= 0
+        counts = np.bincount(y[had] * clients + partition.owner[had], minlength=classes * clients)
+        counts = counts.reshape(classes, clients)
+        lower = place(left, bottom, width, height)
+        colours = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1, 256)))
+        norm = PowerNorm(0.5, vmin=0, vmax=counts.max())
+        image = lower.imshow(np.ma.masked_equal(counts, 0), colours, norm, aspect="auto", interpolation="nearest")
+        if clients <= 20 and classes <= 20:
+            for (label, client), count in np.ndenumerate(counts):
+                if count:
+                    ink = "white" if norm(count) > 0.6 else INK
+                    lower.text(client, label, count, ha="center", va="center", fontsize=7, color=ink)
+        if classes <= 20:
+            lower.hlines(np.arange(classes - 1) + 0.5, -0.5, clients - 0.5, color=GRID, linewidth=0.8)
+        if clients <= 20:
+            lower.vlines(np.arange(clients - 1) + 0.5, -0.5, classes - 0.5, color=GRID, linewidth=0.8)
+        bar = figure.colorbar(image, cax=place(left + width + 0.15, bottom, 0.12, height))
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(labelsize=8, colors=INK, length=0)
+        lower.set_ylabel("class", color=INK)
+        lower.yaxis.set_major_locator(MaxNLocator(nbins=min(classes, 20), integer=True, min_n_ticks=1))
+        drawn.append(lower)
+    for axes in drawn:
+        axes.set_xlim(-0.5, clients - 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, min_n_ticks=1))
+        axes.tick_params(colors=INK, length=0, labelsize=8, labelbottom=axes is drawn[-1])
+        axes.spines[["top", "right"]].set_visible(axes is not upper)
+        for spine in axes.spines.values():
+            spine.set_color("#bbbbbb")
+    drawn[-1].set_xlabel("client", color=INK)
+    shown = [f"{name}={partition.settings[name]:g}" for name in ("alpha", "labels") if name in partition.settings]
+    title = ", ".join([partition.kind, *shown])
+    title += f": {clients} client{'s' * (clients > 1)}, {sizes.sum():,} of {len(partition.owner):,} samples"
+    upper.set_title(title, loc="left", fontsize=10, color=INK)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(path, content.getvalue())

@@ -1,0 +1,432 @@
+"""Federated training: against plain loops written here, against plain training, and clients side by side = alone."""
+
+import copy
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from runner import checkpoint, padding
+from runner.federated.clients import Crew
+from runner.federated.fedavg import deal
+from runner.federated.partition import Partition
+from runner.listing import conf_dir, options
+from runner.record import Stopped
+from runner.run import run as run_config
+from runner.trainer import Trainer
+from tests.tiny import command, compose, trainer
+
+ALGORITHMS = [name for name in options("federated", [conf_dir()]) if name != "none"]
+DATA = ["device=cpu", "dataset.subset=240", "model.hidden=[12]", "schedule=constant"]
+SKEWED = [*DATA, "federated.partition=dirichlet", "federated.alpha=0.4", "federated.clients=6", "train.batch_size=16"]
+
+
+def federation(*words: str, double: bool = True):
+    """(trainer, algorithm), begun: nothing is written."""
+    run = trainer(*words, double=double)
+    algorithm = run.hooks.named["federated"]
+    run.weights.copy_(algorithm.weights.data)
+    return run, algorithm
+
+
+def rounds(run, algorithm, count: int | None = None) -> None:
+    for _ in range(algorithm.rounds if count is None else count):
+        for _ in algorithm._round(run, run.count):
+            pass
+
+
+# ---- against loops written from the papers' algorithms, in plain torch: full batches, so that no order matters
+
+
+def local(model, x, y, lr, steps, correct=lambda parameters: None):
+    """Plain full-batch gradient descent on the mean cross-entropy."""
+    for _ in range(steps):
+        grads = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+        add = correct(list(model.parameters()))
+        with torch.no_grad():
+            for i, (parameter, grad) in enumerate(zip(model.parameters(), grads, strict=True)):
+                parameter -= lr * (grad + (0 if add is None else add[i]))
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def plain(kind, start, data, rounds, lr, steps, mu=0.1, uniform=False, server_lr=1.0):
+    """The weights after some rounds. steps: of every client. data: (x, y) of every client."""
+    d = start[0].shape[1]
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(d, 12), torch.nn.ReLU(), torch.nn.Linear(12, 10)
+    ).double()
+    w = [tensor.clone() for tensor in start]
+    c = [torch.zeros_like(tensor) for tensor in w]
+    own = [[torch.zeros_like(tensor) for tensor in w] for _ in data]
+    sizes = [1.0 if uniform else float(len(y)) for _, y in data]
+    p = [size / sum(sizes) for size in sizes]
+    for _ in range(rounds):
+        ends = []
+        for k, (x, y) in enumerate(data):
+            with torch.no_grad():
+                for parameter, value in zip(model.parameters(), w, strict=True):
+                    parameter.copy_(value)
+            correct = {
+                "fedprox": lambda now, w=w: [mu * (a.detach() - b) for a, b in zip(now, w, strict=True)],
+                "scaffold": lambda now, own=own[k], c=c: [a - b for a, b in zip(c, own, strict=True)],
+            }.get(kind, lambda now: None)
+            ends.append(local(model, x, y, lr, steps[k], correct))
+        if kind == "scaffold":
+            news = [
+                [ck - cg + (a - b) / (steps[k] * lr) for ck, cg, a, b in zip(own[k], c, w, ends[k], strict=True)]
+                for k in range(len(data))
+            ]
+            c = [
+                cg + sum(new[i] - o[i] for new, o in zip(news, own, strict=True)) / len(data) for i, cg in enumerate(c)
+            ]
+            own = news
+        if kind == "fednova":
+            tau = sum(pk * s for pk, s in zip(p, steps, strict=True))
+            w = [a + tau * sum(p[k] * (ends[k][i] - a) / steps[k] for k in range(len(data))) for i, a in enumerate(w)]
+        else:
+            w = [a + server_lr * sum(p[k] * (ends[k][i] - a) for k in range(len(data))) for i, a in enumerate(w)]
+    return w
+
+
+PLAIN = {
+    "fedavg": [],
+    "fedavg uniform": ["federated.weighting=uniform"],
+    "fedavg server_lr": ["federated.server.lr=0.5"],
+    "fedprox": ["federated.mu=0.1"],
+    "scaffold": [],
+    "fednova": [],
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("name", PLAIN)
+def test_equals_a_plain_loop(name, chunk):
+    kind, _, extra = name.partition(" ")
+    words = [*SKEWED, f"federated={kind}", *PLAIN[name], "train.batch_size=256", "optim.momentum=0"]
+    words += ["optim.weight_decay=0", "optim.lr=0.3", "federated.rounds=4", f"federated.chunk={chunk}"]
+    words += ["federated.local_epochs=3"]
+    run, algorithm = federation(*words)
+    split, data = run.loader._train, []
+    for rows in algorithm.clients.rows:
+        batch = run.loader.batch(rows)
+        assert torch.equal(batch.y, split.y[rows])
+        data.append((batch.x.flatten(1), batch.y))
+    steps = [3] * len(data)
+    if kind == "fednova":  # unequal work, without which it is FedAvg
+        steps = algorithm.clients.steps = [1, 2, 3, 4, 5, 6]
+    start = [view.clone() for _, view in run.weights.views(run.weights.data)]
+    rounds(run, algorithm)
+    uniform = extra == "uniform" or kind == "scaffold"
+    expected = plain(kind, start, data, 4, 0.3, steps, uniform=uniform, server_lr=0.5 if extra == "server_lr" else 1.0)
+    for (_, got), wanted in zip(run.weights.views(run.weights.data), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    assert max((a - b).abs().max().item() for a, b in zip(start, expected, strict=True)) > 0.01
+
+
+# ---- against plain training
+
+
+NORMED = ["model=resnet20", "model.depth=8", "dataset.subset=70", "augment=crop_flip", "train.batch_size=16"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*DATA, "optim.momentum=0", "schedule=cosine", "schedule.warmup=2"],
+        [*DATA, "optim=sam", "optim.momentum=0", "loss=poly", "hook=clip", "train.batch_size=50"],
+        ["device=cpu", *NORMED, "optim.momentum=0"],
+    ],
+    ids=["cosine", "sam, poly, clip", "batch norm, augmented"],
+)
+def test_one_client_is_plain_training(words):
+    once = trainer(*words, "train.epochs=3", double=True)
+    for epoch in range(3):
+        for batch in once.loader.epoch(epoch):
+            once.step(batch)
+    run, algorithm = federation(*words, "federated=fedavg", "federated.clients=1", "federated.rounds=3")
+    rounds(run, algorithm)
+    torch.testing.assert_close(run.weights.data, once.weights.data, rtol=0, atol=1e-10)
+    for a, b in zip(run.model.buffers(), once.model.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_one_round_of_one_client_with_optimizer_state():
+    words = [*DATA, "optim=adamw", "model.hidden=[12]"]
+    once = trainer(*words, "train.epochs=4", double=True)
+    for epoch in range(4):
+        for batch in once.loader.epoch(epoch):
+            once.step(batch)
+    words += ["federated=fedavg", "federated.clients=1", "federated.rounds=1", "federated.local_epochs=4"]
+    run, algorithm = federation(*words)
+    rounds(run, algorithm)
+    torch.testing.assert_close(run.weights.data, once.weights.data, rtol=0, atol=1e-10)
+
+
+# ---- side by side
+
+
+def both_ways(words: list[str], chunk: int = 4) -> None:
+    ends = []
+    for size in (1, chunk):
+        run, algorithm = federation(*words, f"federated.chunk={size}")
+        assert algorithm.clients.apart() is None, algorithm.clients.apart()
+        start = run.weights.clone()
+        rounds(run, algorithm)
+        ends.append((run.weights.clone(), [b.clone() for b in algorithm.buffers], run.sums(), run.report))
+        assert (run.weights.data - start).abs().max() > 1e-3
+    (w, buffers, sums, report), (w2, buffers2, sums2, report2) = ends
+    torch.testing.assert_close(w2, w, rtol=0, atol=1e-10)
+    for a, b in zip(buffers, buffers2, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=1e-10)
+    torch.testing.assert_close(sums2, sums, rtol=1e-5, atol=0)
+    assert report2 == pytest.approx(report, rel=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_side_by_side_equals_one_after_another(algorithm):
+    words = [*SKEWED, f"federated={algorithm}", "federated.rounds=3", "federated.local_epochs=2"]
+    run, made = federation(*words)
+    if why := made.clients.apart():
+        pytest.skip(why)
+    assert len(set(made.clients.steps)) > 1 and made.clients.uneven
+    both_ways(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*NORMED, "optim=sam", "loss=poly", "federated.clients=4"],
+        [*NORMED, "optim=adamw", "federated.clients=4", "federated.local_steps=7", "schedule=cosine"],
+        [*SKEWED, "hook=[clip]", "optim=sam", "federated.participation=0.7", "federated.client_dropout=0.2"],
+        [*SKEWED, "dataset.val=0", "federated.partition=noise", "federated.sigma=0.5", "train.drop_last=true"],
+        [*SKEWED, "augment=mixup", "sharpness=asam"],
+    ],
+    ids=["batch norm, sam", "batch norm, adamw, cosine", "clip, part of the clients", "feature noise", "mixup, asam"],
+)
+def test_combinations_side_by_side(words):
+    both_ways(["device=cpu", "federated=fedavg", "federated.rounds=2", *words], chunk=3)
+
+
+def test_padding_changes_no_statistics():
+    """Batch normalisation over 5 true samples of 8 is that over the 5, running statistics included."""
+    for norm, shape in ((torch.nn.BatchNorm1d(3), (8, 3)), (torch.nn.BatchNorm2d(3), (8, 3, 4, 2))):
+        x, mask = torch.randn(shape), torch.arange(8) < 5
+        other = copy.deepcopy(norm)
+        expected = other(x[:5])
+        with padding.left_out([norm], mask):
+            got = norm(x)
+        torch.testing.assert_close(got[:5], expected)
+        for a, b in zip(norm.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(a, b)
+        assert norm(x).shape == shape  # and is its old self again
+
+
+def test_same_data_same_update():
+    run, algorithm = federation(*SKEWED, "federated=fedavg")
+    clients = algorithm.clients
+    clients.rows[4] = clients.rows[1]
+    for own in (clients.kept, clients.steps, clients.per_epoch):
+        own[4] = own[1]
+    start, buffers = algorithm.weights.data, algorithm.buffers
+    one, two = (clients.alone(client, 0, start, buffers).delta for client in (1, 4))
+    assert torch.equal(one, two) and one.abs().max() > 0
+    both = clients.together(Crew(run, 2), [1, 4], 0, start, buffers).delta
+    torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-14)
+
+
+REASONS = {
+    "dropout": ["model=wrn_16_8", "model.widen=1", "model.dropout=0.3"],
+    "TopK": ["risk=top_k"],
+    "fp16": ["train.precision=fp16"],
+    "accumulate": ["train.accumulate=2"],
+    "spectral_decoupling": ["hook=spectral_decoupling"],
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_what_is_not_made_for_it_goes_one_after_another(reason):
+    words = [word for word in SKEWED if reason != "dropout" or not word.startswith("model")]
+    run, algorithm = federation(*words, *REASONS[reason], "federated=fedavg", "federated.rounds=1", double=False)
+    said = []
+    run.tell = said.append
+    rounds(run, algorithm)
+    assert algorithm.size == 1
+    assert "one after another" in said[0] and reason in said[0]
+
+
+# ---- identities
+
+
+def test_scaffolds_variates_average_to_the_servers():
+    words = [*SKEWED, "federated=scaffold", "federated.participation=0.5", "federated.rounds=5"]
+    run, algorithm = federation(*words)
+    rounds(run, algorithm)
+    assert 3 <= len(algorithm.own) <= 6 and algorithm.c.abs().max() > 0
+    torch.testing.assert_close(sum(algorithm.own.values()) / 6, algorithm.c, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fednova_with_equal_steps_is_fedavg(momentum):
+    ends = []
+    for name in ("fedavg", "fednova"):
+        words = [*SKEWED, f"federated={name}", "federated.local_steps=5", f"optim.momentum={momentum}"]
+        run, algorithm = federation(*words, "federated.rounds=2")
+        rounds(run, algorithm)
+        ends.append(run.weights.clone())
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-12)
+
+
+def test_fednovas_weights_of_gradients_by_hand():
+    """m = 0.5, S = 3: the gradients enter with 1 + 0.5 + 0.25, 1 + 0.5 and 1: 4.25 in all; S = 1: 1."""
+    run, algorithm = federation(*SKEWED, "federated=fednova", "optim.momentum=0.5")
+    from runner.federated.clients import Updates
+
+    delta = torch.zeros(2, len(algorithm.weights), dtype=torch.float64)
+    delta[0, 0], delta[1, 0] = 4.25, 1.0
+    numbers = torch.tensor([[3.0, 1.0], [3.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    algorithm.begin_round()
+    algorithm.collect(Updates([0, 1], *numbers, delta, [b.unsqueeze(0).repeat(2, 1) for b in algorithm.buffers]))
+    # p = 3/4, 1/4: sum p a = 3.4375, and sum p d / a = 3/4 + 1/4 = 1
+    assert algorithm.direction()[0].item() == pytest.approx(3.4375)
+
+
+def test_divergence_by_hand():
+    """Updates (3, 0) and (0, 3) of clients of 2 and 1 samples: d = (2, 1), |d|^2 = 5;
+    2/3 * ((3-2)^2 + 1) + 1/3 * (4 + 4) = 4, and sqrt(4 / 5)."""
+    run, algorithm = federation(*SKEWED, "federated=fedavg")
+    from runner.federated.clients import Updates
+
+    delta = torch.zeros(2, len(algorithm.weights), dtype=torch.float64)
+    delta[0, 0] = delta[1, 1] = 3.0
+    numbers = torch.tensor([[2.0, 1.0], [1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    algorithm.begin_round()
+    algorithm.collect(Updates([0, 1], *numbers, delta, []))
+    algorithm.buffers = []
+    found = algorithm._serve(run)
+    assert found == {"update_norm": pytest.approx(5**0.5), "divergence": pytest.approx((4 / 5) ** 0.5)}
+
+
+def test_validation_samples_are_dealt_like_the_training_samples():
+    class Part:
+        def __init__(self, y):
+            self.y, self.domain = torch.tensor(y), None
+
+    owner = np.array([0, 0, 0, 1, 1, 1, 1, -1])  # class 0: three and one; class 1: none and three, one is nobody's
+    train, val = Part([0, 0, 0, 0, 1, 1, 1, 1]), Part([0, 1, 0, 0, 1, 0, 2])
+    made = object.__new__(Partition)
+    made.owner, made.clients = owner, 2
+    dealt = deal(made, train, val)
+    assert dealt.tolist() == [0, 1, 0, 0, 1, 1, -1]
+
+
+# ---- a client that breaks, an interrupted run
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_poisoned_client_is_refused(chunk):
+    words = [*SKEWED, "federated=fedavg", "federated.rounds=2", f"federated.chunk={chunk}", "dataset.val=0"]
+    run, algorithm = federation(*words)
+    bad = int(algorithm.clients.rows[2][0])
+    base = run.loader._train.base.clone().double()
+    base[bad if run.loader._train.rows is None else run.loader._train.rows[bad]] = float("nan")
+    run.loader._train.base = base
+    others, healthy = federation(*words)
+    healthy.plan = [([client for client in chosen if client != 2], []) for chosen, _ in healthy.plan]
+    said = []
+    run.tell = said.append
+    rounds(run, algorithm)
+    rounds(others, healthy)
+    assert [line.partition(" is refused: ")[0] for line in said] == ["round 1: client 2", "round 2: client 2"]
+    assert run.report["refused"] == 1 and run.report["clients"] == 5
+    torch.testing.assert_close(run.weights.data, others.weights.data, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run.sums(), others.sums())
+
+
+def test_a_round_without_answers_changes_nothing():
+    run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=1")
+    algorithm.plan = [([0, 3], [0, 3])]
+    start, said = run.weights.clone(), []
+    run.tell = said.append
+    rounds(run, algorithm)
+    assert torch.equal(run.weights.data, start)
+    assert "no client answered" in said[0]
+
+
+@pytest.mark.parametrize("name, chunk", [("scaffold", 1), ("fednova", 3), ("fedavg", 3)])
+def test_resumed_in_the_middle_of_a_round_bit_for_bit(name, chunk, tmp_path, monkeypatch):
+    words = [*SKEWED, f"federated={name}", "federated.rounds=3", f"federated.chunk={chunk}", "hook=clip"]
+    words += ["federated.server.momentum=0.5"]
+    whole = run_config(compose(*words, f"outputs_dir={tmp_path / 'whole'}"), [], say=lambda *_: None)
+    config = compose(*words, f"outputs_dir={tmp_path / 'parts'}")
+
+    step, left = Trainer.step, 0
+
+    def counted(self, batch):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    stops = 0
+    for after in (9, 11, 14):
+        left = after
+        try:
+            run_config(config, [], say=lambda *_: None)
+        except Stopped:
+            stops += 1
+    parts = run_config(config, [], say=lambda *_: None)
+    assert stops >= 2
+    assert {k: v for k, v in parts["last"].items() if k not in ("seconds", "images_per_second")} == {
+        k: v for k, v in whole["last"].items() if k not in ("seconds", "images_per_second")
+    }
+    a, b = (checkpoint.load(next((tmp_path / kind).glob("runs/*/last.pt"))) for kind in ("whole", "parts"))
+    for key, value in a["model"].items():
+        assert torch.equal(value, b["model"][key])
+
+
+# ---- the command
+
+
+def test_the_runs_folder(tmp_path):
+    words = ["federated=fedavg", "federated.rounds=2", "federated.partition=labels", "federated.participation=0.5"]
+    result = command(*words, "device=cpu", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "2 rounds of 5 of 10 clients with" in result.stdout
+    assert "round 2/2" in result.stdout and "worst client" in result.stdout
+    (folder,) = [path for path in (tmp_path / "outputs/runs").iterdir() if path.is_dir() and path.name[0] != "."]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    size = 4 * json.loads((folder / "result.json").read_text())["parameters"]
+    for line in lines:
+        assert line["bytes_down"] == line["bytes_up"] == 5 * size
+        assert 0 <= line["client_accuracy_worst"] <= line["client_accuracy_mean"] <= 1
+        assert line["divergence"] > 0 and line["refused"] == 0
+    assert (folder / "partition.png").stat().st_size > 5000
+    owner = np.load(folder / "partition.npz")["owner"]
+    assert len(owner) == 1294 and set(owner) == set(range(10))
+    plan = json.loads((folder / "participation.json").read_text())["rounds"]
+    assert [len(round_["clients"]) for round_ in plan] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["federated.clients=2000"], "federated"),
+        (["federated.partition=dirichelt"], "Did you mean 'dirichlet'?"),
+        (["hook=ema"], "hook=ema"),
+        (["federated.partition=domain"], "domain"),
+        (["federated.server.momentun=0.9"], "federated.server.momentun"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(words, message, tmp_path):
+    result = command("federated=fedavg", *words, "device=cpu", cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert not list(tmp_path.iterdir())

@@ -19,8 +19,8 @@ class Scaffold(FedAvg):
     paper's clients take plain SGD steps. With any other optimizer c_k is the displacement divided by the learning
     rates, which with momentum m is about 1 / (1 - m) times an average gradient; so the correction -lr * (c - c_k) is
     applied after the optimizer's step, in the same unit, and not to the gradient, where momentum would multiply it once
-    more. The public code of NIID-Bench (Li et al. 2022, arXiv:2102.02079) does so too; for plain SGD the two are one. The paper
-    averages with p_k = 1 / K, this option's default; NIID-Bench by samples.
+    more. The public code of NIID-Bench (Li et al. 2022, arXiv:2102.02079) does so too; for plain SGD the two are one.
+    The paper averages with p_k = 1 / K, this option's default; NIID-Bench by samples.
 
     Parameters
     ----------

@@ -83,7 +83,7 @@ def make(
         dirichlet : every class is divided in proportions ~ Dir(alpha) over clients. See `dirichlet`.
         dirichlet_clients : every client draws its classes from proportions ~ Dir(alpha * p). See `dirichlet_clients`.
         labels : every client has samples of `labels` classes. See `fixed_labels`.
-        quantity : sizes ~ Dir(alpha) over clients, samples at random (Li et al. 2022, arXiv:2102.02079, section IV-D).
+        quantity : sizes ~ Dir(alpha) over clients, samples at random (Li et al. 2022, arXiv:2102.02079).
         noise : as iid; `feature_noise` then makes the clients' inputs different.
         domain : clients by the samples' domains. See `by_domain`.
     y : (N,) class ids. Any other targets (multi-hot, numbers) do for iid, quantity, noise and domain.
@@ -116,7 +116,7 @@ def make(
     if partition.sizes[smallest] < minimum:
         raise ValueError(
             f"federated.partition={kind} leaves client {smallest} with {partition.sizes[smallest]} samples, and "
-            f"federated.minimum={minimum}: lower federated.minimum or federated.clients={clients}"
+            f"federated.minimum={minimum}: lower federated.minimum, or federated.clients (now {clients})"
         )
     return partition
 
@@ -164,7 +164,7 @@ def redrawn(attempt: Callable[[], np.ndarray], tries: int, clients: int, minimum
         best = max(best, smallest)
     raise ValueError(
         f"in {tries} partitions drawn the smallest client had {best} samples at most, and federated.minimum={minimum}: "
-        f"raise federated.alpha={alpha:g}, or lower federated.clients={clients} or federated.minimum"
+        f"raise federated.alpha (now {alpha:g}), or lower federated.clients (now {clients}) or federated.minimum"
     )
 
 
@@ -179,11 +179,12 @@ def iid(*, draw, y, clients, **_):
 def dirichlet(*, draw, y, clients, alpha, minimum, classes, **_):
     """Yurochkin et al. 2019, arXiv:1905.12022; Wang et al. 2020, arXiv:2002.06440; Li et al. 2022, arXiv:2102.02079.
 
-    For one class after another, proportions over clients ~ Dir(alpha, ..., alpha). As in the authors' public code, and
-    in none of the papers, a client that has N / n samples or more already gets nothing of the class, and the others'
-    proportions are rescaled to sum to one; and all is drawn anew until the smallest client has `minimum` samples
-    (10 in that code). So no client has more than N / n samples and one class, the classes drawn last, the highest ids,
-    go to fewer clients than the first, and what rounding leaves of a class goes to the last client, full or not.
+    For one class after another, proportions over clients ~ Dir(alpha, ..., alpha). As in the public code of all three,
+    though not in their definitions, a client that has N / n samples or more already gets nothing of the class, and the
+    others' proportions are rescaled to sum to one; and all is drawn anew until the smallest client has `minimum`
+    samples (10 in that code). So no client has more than N / n samples and one class; the classes drawn last, the
+    highest ids, go to fewer clients than the first; what rounding leaves of a class goes to the last client, full or
+    not.
     """
     sizes = np.bincount(y, minlength=classes)
 
@@ -201,36 +202,38 @@ def dirichlet(*, draw, y, clients, alpha, minimum, classes, **_):
 
 
 def dirichlet_clients(*, draw, y, clients, alpha, classes, **_):
-    """Hsu, Qi and Brown 2019, arXiv:1909.06335, section 2.
+    """Hsu, Qi and Brown 2019, arXiv:1909.06335.
 
     Every client draws class proportions q ~ Dir(alpha * p), p the class frequencies of all samples, and then its
-    samples one by one, without replacement, a class with probability q. Sizes differ by one at most. alpha is the sum
-    of the concentrations: code that draws Dir(a, ..., a) over C balanced classes means alpha = C * a.
+    samples without replacement, each of a class with probabilities q. Sizes differ by one at most. alpha is the sum of
+    the concentrations: code that draws Dir(a, ..., a) over C balanced classes means alpha = C * a.
 
-    The paper's text, as far as it could be read, does not say what happens once a class is used up: as in Flower's
-    reimplementation of it, the class is taken out and q is rescaled, and clients draw one after another. The last
-    ones get what is left; the order is drawn, so that no client's number is special.
+    All clients draw at once. Where they ask for more samples of a class than there are, chance decides who gets them;
+    the class is taken out, q is rescaled, and what is missing is drawn anew. What the paper does then could not be
+    found. Public code differs: Flower's FedAvgM baseline lets one client draw after another, so that the last ones get
+    what is left, whatever their q; Flower Datasets, after Acar et al. 2021, arXiv:2111.04263, draws one sample at a
+    time for a client drawn at random. As in the latter, no client is special, and a large alpha tends to iid for all.
     """
     left = np.bincount(y, minlength=classes)
-    prior, sizes = left / len(y), even(len(y), clients)
-    counts = np.zeros((classes, clients), dtype=np.int64)
-    for client in draw.permutation(clients):
-        q, missing = np.zeros(classes), sizes[client]
-        while missing:
-            available = left > 0
-            q = q * available
-            if not q.any():  # at first; or what q leaves is 0 in floats, and a Dirichlet rescaled to a part is one
-                q[available] = draw.dirichlet(alpha * prior[available])
-            # what a class cannot give is drawn anew from the others: the same as one sample after another
-            taken = np.minimum(draw.multinomial(missing, q / q.sum()), left)
-            counts[:, client] += taken
-            left -= taken
-            missing -= taken.sum()
+    prior, missing = left / len(y), even(len(y), clients)
+    q, counts = np.zeros((clients, classes)), np.zeros((classes, clients), dtype=np.int64)
+    while missing.any():
+        q *= left > 0
+        asked = np.zeros_like(counts)
+        for client in np.flatnonzero(missing):
+            if not q[client].any():  # at first, or 0 in floats is left: a part of a Dirichlet, rescaled, is Dirichlet
+                q[client, left > 0] = draw.dirichlet(alpha * prior[left > 0])
+            asked[:, client] = draw.multinomial(missing[client], q[client] / q[client].sum())
+        for label in np.flatnonzero(asked.sum(1) > left):
+            asked[label] = draw.multivariate_hypergeometric(asked[label], left[label])
+        counts += asked
+        left -= asked.sum(1)
+        missing -= asked.sum(0)
     return y, counts
 
 
 def fixed_labels(*, draw, y, clients, labels, classes, **_):
-    """Li et al. 2022, arXiv:2102.02079, "#C = k", section IV-B, and its public code.
+    """Li et al. 2022, arXiv:2102.02079, "#C = k", as in its public code.
 
     Client i has class i mod C and k - 1 others at random; the samples of a class are divided evenly among the clients
     that have it. Nobody has the samples of a class that was not drawn, which may happen where n < C.
@@ -242,7 +245,7 @@ def fixed_labels(*, draw, y, clients, labels, classes, **_):
         first = client % classes
         has[first, client] = True
         has[draw.choice(np.delete(np.arange(classes), first), labels - 1, replace=False), client] = True
-    has |= clients == 1
+    has |= clients == 1  # a federation of one is plain training
     counts = np.zeros((classes, clients), dtype=np.int64)
     for label, size in enumerate(np.bincount(y, minlength=classes)):
         if has[label].any():
@@ -291,9 +294,10 @@ KINDS = {
 def levels(clients: int, sigma: float) -> np.ndarray:
     """(clients,) standard deviations sigma * i / (n - 1) of the noise of client i = 0 ... n - 1.
 
-    The paper (Li et al. 2022, arXiv:2102.02079, section IV-C) says variance sigma * i / n for client i = 1 ... n; its
-    public code, which made the paper's numbers, takes the above as the standard deviation. Here the code is followed:
-    the first client has clean inputs, the last one noise of standard deviation sigma. One client alone has clean ones.
+    The paper (Li et al. 2022, arXiv:2102.02079) calls its Gau(sigma * i / n) a Gaussian of variance sigma * i / n for
+    client i = 1 ... n; its public code takes the above as the standard deviation. Here the code is followed, because
+    the paper's numbers come from it: the first client has clean inputs, the last one noise of standard deviation
+    sigma. One client alone has clean inputs.
     """
     return sigma * np.arange(clients) / max(clients - 1, 1)
 
@@ -302,7 +306,7 @@ def feature_noise(x: Tensor, client_level: Tensor, scale: Tensor, seed: int, ind
     """x + scale * client_level * n, with n standard normal and a function of (seed, index) alone.
 
     So a sample has the same noise in every epoch, batch and process, and on every device up to the rounding of log and
-    cos there. (The public code of Li et al. draws it anew each time that a sample is read.) Results leave [0, 1].
+    cos there. (The public code of Li et al. draws it anew each time that a sample is read.) Nothing is clipped.
 
     Parameters
     ----------
@@ -364,8 +368,8 @@ def picture(partition: Partition, y: np.ndarray | None, classes: int | None, pat
     drawn = [upper]
     if y is not None:
         had = partition.owner >= 0
-        counts = np.bincount(y[had] * clients + partition.owner[had], minlength=classes * clients)
-        counts = counts.reshape(classes, clients)
+        cells = np.ravel_multi_index((y[had], partition.owner[had]), (classes, clients))
+        counts = np.bincount(cells, minlength=classes * clients).reshape(classes, clients)
         lower = place(left, bottom, width, height)
         colours = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1, 256)))
         norm = PowerNorm(0.5, vmin=0, vmax=counts.max())

@@ -35,7 +35,7 @@ def federation(*words: str, double: bool = True):
 
 def rounds(run, algorithm, count: int | None = None) -> None:
     for _ in range(algorithm.rounds if count is None else count):
-        for _ in algorithm._round(run, run.count):
+        for _ in algorithm.one_round(run, run.count):
             pass
 
 
@@ -234,7 +234,7 @@ def test_same_data_same_update():
     start, buffers = algorithm.weights.data, algorithm.buffers
     one, two = (clients.alone(client, 0, start, buffers).delta for client in (1, 4))
     assert torch.equal(one, two) and one.abs().max() > 0
-    both = clients.together(Crew(run, 2), [1, 4], 0, start, buffers).delta
+    both = clients.together(Crew(clients, 2), [1, 4], 0, start, buffers).delta
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-14)
 
 
@@ -346,6 +346,19 @@ def test_a_poisoned_client_is_refused(chunk):
     torch.testing.assert_close(run.sums(), others.sums())
 
 
+def test_an_average_of_weights_is_the_servers():
+    """After every round a = d a + (1 - d) w with d = min(0.9, (1 + t) / (10 + t)): 0.1, 2 / 11."""
+    words = [*SKEWED, "federated=fedavg", "federated.rounds=2", "hook=ema", "hook.ema.decay=0.9", "federated.chunk=4"]
+    run, algorithm = federation(*words)
+    expected = run.weights.clone()
+    for d in (1 / 10, 2 / 11):
+        rounds(run, algorithm, 1)
+        expected = d * expected + (1 - d) * algorithm.weights.data
+    torch.testing.assert_close(run.hooks.named["ema"].average, expected, rtol=0, atol=1e-12)
+    with run.hooks.weights(run):
+        torch.testing.assert_close(run.weights.data, expected, rtol=0, atol=1e-12)
+
+
 def test_a_round_without_answers_changes_nothing():
     run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=1")
     algorithm.plan = [([0, 3], [0, 3])]
@@ -419,7 +432,6 @@ def test_the_runs_folder(tmp_path):
     [
         (["federated.clients=2000"], "federated"),
         (["federated.partition=dirichelt"], "Did you mean 'dirichlet'?"),
-        (["hook=ema"], "hook=ema"),
         (["federated.partition=domain"], "domain"),
         (["federated.server.momentun=0.9"], "federated.server.momentun"),
     ],

@@ -49,17 +49,18 @@ class Updates:
 class Clients:
     """Local training from the server's weights.
 
-    A client starts a round with fresh optimizer and hook states. Its schedule is that of a run of its own over all
-    rounds; an epoch's order is that of the plain run's epoch, of which every client takes its own samples. So one
-    client with all the data does what the plain run does. A last batch of one sample is left out where the model has
-    batch normalisation.
+    A client starts a round with fresh optimizer and hook states; a hook that changes what is evaluated is the server's.
+    Its schedule is that of a run of its own over all rounds; an epoch's order is that of the plain run's epoch, of
+    which every client takes its own samples. So one client with all the data does what the plain run does. A last batch
+    of one sample is left out where the model has batch normalisation.
 
     Parameters
     ----------
     run : the trainer, built and not begun. Its loss's memories of samples are shared: every sample has one client.
     rows : for every client the training samples that are its own, (n,) int64.
     rounds : of the whole run. epochs, steps : of a client in a round; steps win where not None.
-    levels : (clients,) standard deviation of the feature noise, or None.
+    levels : (clients,) standard deviation of the feature noise, or None: of pixels in [0, 1] where the data set has
+        8-bit ones, else of the normalised inputs.
     seed : the run's.
 
     Raises
@@ -89,7 +90,9 @@ class Clients:
         modules = (run.model, run.loss, run.risk)
         # what is not trained and not a memory of every sample: averaged by the server
         self.buffers = [b for m in modules for b in m.buffers() if not (b.dim() and b.shape[0] == self.total)]
-        self.user = {n: h for n, h in run.hooks.named.items() if n not in ("federated", "client")}
+        named = run.hooks.named
+        self.hooks = Hooks({n: h for n, h in named.items() if type(h).weights is Hook.weights and n != "federated"})
+        self.user = {name: hook for name, hook in self.hooks.named.items() if name != "client"}
         self.fresh = {name: copy.deepcopy(hook.state_dict()) for name, hook in self.user.items()}
         self.seed_of_one = run.masks.seeds[0]
         self._ranks: dict[int, Tensor] = {}
@@ -125,7 +128,10 @@ class Clients:
         level = self.levels[clients].to(batch.x.device)
         x = batch.x.flatten(0, batch.lead)
         per_sample = level.repeat_interleave(len(x) // len(clients))
-        x = feature_noise(x, per_sample, self.run.loader.scale, self.seed, batch.index.flatten())
+        loader = self.run.loader
+        pixels = loader._train.base.dtype == torch.uint8
+        scale = 255 * loader.scale if pixels else torch.ones_like(loader.scale)
+        x = feature_noise(x, per_sample, scale, self.seed, batch.index.flatten())
         batch.x = x.view(batch.x.shape)
         return batch
 
@@ -148,6 +154,7 @@ class Clients:
         run.masks.seeds = [self.seed_of_one + (client << 32)]
         run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
         sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
+        hooks, run.hooks = run.hooks, self.hooks
         try:
             for batch in self.batches(client, run.count, min(steps, limit or steps)):
                 run.step(batch)
@@ -165,6 +172,7 @@ class Clients:
             run.recent.clear()
             raise
         finally:
+            run.hooks = hooks
             run.count, run.steps, run.steps_per_epoch = round_, self.rounds, 1
             run.masks.seeds = [self.seed_of_one]
         return Updates(
@@ -189,7 +197,7 @@ class Clients:
             return "the model has dropout"
         if run.train.accumulate > 1 or run.sharpness.m is not None:
             return "train.accumulate" if run.train.accumulate > 1 else "sharpness.m"
-        for name, hook in run.hooks.named.items():
+        for name, hook in self.hooks.named.items():
             own = {
                 method
                 for method in ("batch", "gradient", "step", "loss")
@@ -312,7 +320,7 @@ class Clients:
             return self.alone(client, round_, start, buffers, limit)
 
         def crew_of(chunk: list[int], size: int) -> Crew:
-            crew = Crew(run, size)
+            crew = Crew(self, size)
             brief(crew.hooks.named.get("client"), [*chunk, *[chunk[-1]] * (size - len(chunk))])
             return crew
 
@@ -361,8 +369,9 @@ class Clients:
 class Crew(Replicas):
     """K rows on which clients are trained side by side; see `Clients.together`."""
 
-    def __init__(self, run: Trainer, count: int):
-        super().__init__([_twin(run) for _ in range(count)], loader=run.loader)
+    def __init__(self, clients: Clients, count: int):
+        run = clients.run
+        super().__init__([_twin(run, clients.hooks) for _ in range(count)], loader=run.loader)
         total = len(run.dataset.train)
         self.rest = [self.values[n] for n, b in self.parts.named_buffers() if not (b.dim() and b.shape[0] == total)]
 
@@ -402,7 +411,7 @@ class Crew(Replicas):
             self.correct += right.sum(-1) * (real > 0)
 
 
-def _twin(run: Trainer) -> Trainer:
+def _twin(run: Trainer, hooks: Hooks) -> Trainer:
     """A trainer like this one, with weights, buffers and states of its own."""
     model, loss, risk = copy.deepcopy((run.model, run.loss, run.risk))
     weights = Weights(model, loss, risk)
@@ -410,7 +419,6 @@ def _twin(run: Trainer) -> Trainer:
     optimizer.state = defaultdict(dict)
     (group,) = run.optimizer.param_groups
     optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
-    hooks = {name: copy.copy(hook) for name, hook in run.hooks.named.items() if name != "federated"}
     return Trainer(
         dataset=run.dataset,
         loader=run.loader,
@@ -421,7 +429,7 @@ def _twin(run: Trainer) -> Trainer:
         optimizer=optimizer,
         schedule=run.schedule,
         sharpness=copy.copy(run.sharpness),
-        hooks=Hooks(hooks),
+        hooks=Hooks({name: copy.copy(hook) for name, hook in hooks.named.items()}),
         precision=run.precision,
         masks=Masks([0]),  # `Clients.apart`: no dropout
         train=run.train,

@@ -29,7 +29,8 @@ class FedAvg(Federated):
         d = sum_k p_k d_k,   p_k = n_k / sum n  (or 1 / K);     the server steps with -d as its gradient
 
     SGD with lr 1 is the plain average of the clients' weights. Local training is the run's own step: any loss,
-    optimizer, sharpness method, hook and precision. Clients start every round with a fresh optimizer and fresh hook
+    optimizer, sharpness method, hook and precision; a hook that changes what is evaluated, such as an average of
+    weights, is the server's, once a round. Clients start every round with a fresh optimizer and fresh hook
     states, and their schedule covers all rounds. Running statistics of the model are averaged with p_k, memories that
     a loss keeps of every sample stay with the sample's client. A client whose loss or weights are not finite is
     refused: it is said and recorded, and the round goes on without it.
@@ -56,7 +57,7 @@ class FedAvg(Federated):
     Raises
     ------
     ValueError
-        A partition that cannot be had, or hooks or several processes that have no meaning here.
+        A partition that cannot be had, or several processes.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class FedAvg(Federated):
         alpha: Positive = 0.5,
         labels: Count = 2,
         sigma: NonNegative = 0.1,
-        minimum: Count = 2,
+        minimum: Count = 10,
         partition_seed: Natural | None = None,
         weighting: Literal["samples", "uniform"] = "samples",
         client_dropout: OpenFraction = 0.0,
@@ -133,11 +134,6 @@ class FedAvg(Federated):
     def start(self, run: Trainer) -> None:
         if distributed.world > 1:
             raise ValueError("clients share one process; start it without torchrun")
-        for name, hook in run.hooks.named.items():
-            if type(hook).weights is not Hook.weights:
-                raise ValueError(
-                    f"hook={name} changes what is evaluated of a run's own weights; here the server has them"
-                )
         train, val = run.dataset.train, run.dataset.val
         y = train.y.numpy()
         domain = None if train.domain is None else train.domain.numpy()
@@ -154,7 +150,7 @@ class FedAvg(Federated):
             classes=classes,
         )
         rows = [torch.from_numpy(self.partition.of(client)).to(run.device) for client in range(self.count)]
-        noise = torch.as_tensor(levels(self.count, self.sigma)) if self.kind == "noise" else None
+        noise = torch.as_tensor(levels(self.count, self.sigma), dtype=torch.float32) if self.kind == "noise" else None
         self.clients = Clients(run, rows, self.rounds, self.local_epochs, self.local_steps, noise, self.seed)
         self.held = None if val is None or classes is None else deal(self.partition, train, val)
         drawn = max(1, round(self.participation * self.count))
@@ -188,9 +184,9 @@ class FedAvg(Federated):
             self.partition.save(trainer.folder, trainer.dataset.train.y.numpy(), trainer.dataset.classes)
             plan = [{"round": i + 1, "clients": chosen, "lost": lost} for i, (chosen, lost) in enumerate(self.plan)]
             write_json(trainer.folder / "participation.json", {"seed": self.seed, "rounds": plan})
-        trainer.fit(lambda epoch, position: self._round(trainer, epoch))
+        trainer.fit(lambda epoch, position: self.one_round(trainer, epoch))
 
-    def _round(self, trainer: Trainer, round_: int) -> Iterator[None]:
+    def one_round(self, trainer: Trainer, round_: int) -> Iterator[None]:
         """One round, done when it is yielded."""
         chosen, lost = self.plan[round_]
         if not self.answered:
@@ -229,6 +225,9 @@ class FedAvg(Federated):
             "bytes_up": round(self.traffic[1] * size * answers),
         }
         self._show(trainer)
+        for name, hook in trainer.hooks.named.items():
+            if name not in self.clients.hooks.named:
+                hook.step(trainer)
         trainer.count += 1
         if trainer.count % trainer.train.eval_every == 0 or trainer.count == self.rounds:
             report |= self._of_clients(trainer)
@@ -255,7 +254,7 @@ class FedAvg(Federated):
         rows = -(-count // -(-count // self.size))
         for chunk in self.clients.chunks(clients, rows):
             if self.crew is None:
-                self.crew = Crew(trainer, rows)
+                self.crew = Crew(self.clients, rows)
             self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
             updates = self.clients.together(self.crew, chunk, round_, start, self.buffers)
             for client in chunk:

@@ -244,6 +244,12 @@ def test_lenet_has_the_classic_size(side):
     assert count(LeNet((1, side, side), 10)) == convolutions + layers == 61_706
 
 
+def test_lenet_without_padding():
+    """28 - 4 = 24, 12, 12 - 4 = 8, 4: 16 * 4 * 4 = 256 inputs to the layer of 120."""
+    layers = (256 + 1) * 120 + (120 + 1) * 84 + (84 + 1) * 10
+    assert count(LeNet((1, 28, 28), 10, pad=False)) == (25 + 1) * 6 + (6 * 25 + 1) * 16 + layers == 44_426
+
+
 def test_lenet_by_hand():
     model = LeNet((1, 28, 28), 10)
     x = torch.randn(3, 1, 28, 28)

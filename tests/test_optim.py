@@ -42,8 +42,8 @@ def sgd(w, lr, momentum=0.0, weight_decay=0.0, dampening=0.0, nesterov=False):
     return w
 
 
-def adam(w, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False):
-    m = v = np.zeros_like(w)
+def adam(w, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False, bias_correction=True, v0=0.0):
+    m, v = np.zeros_like(w), np.full_like(w, v0)
     for t in range(10):
         g = gradients(w, t)
         if decoupled:
@@ -52,7 +52,8 @@ def adam(w, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False)
             g = g + weight_decay * w
         m = betas[0] * m + (1 - betas[0]) * g
         v = betas[1] * v + (1 - betas[1]) * g * g
-        w = w - lr * (m / (1 - betas[0] ** (t + 1))) / (np.sqrt(v / (1 - betas[1] ** (t + 1))) + eps)
+        c1, c2 = (1 - betas[0] ** (t + 1), 1 - betas[1] ** (t + 1)) if bias_correction else (1.0, 1.0)
+        w = w - lr * (m / c1) / (np.sqrt(v / c2) + eps)
     return w
 
 
@@ -66,6 +67,7 @@ def adam(w, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False)
         (Adam, adam, {"lr": 0.05}),
         (Adam, adam, {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
         (Adam, adam, {"lr": 0.05, "weight_decay": 0.1, "decoupled": True}),
+        (Adam, adam, {"lr": 0.05, "betas": (0.9, 0.99), "eps": 1e-3, "bias_correction": False, "v0": 1e-6}),
     ],
 )
 def test_ten_steps_equal_the_formula(ours, reference, settings):

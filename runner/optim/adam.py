@@ -15,6 +15,10 @@ class Adam(torch.optim.Optimizer):
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g^2
         w = w - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
+
+    m starts at 0 and v at `v0`, by default 0, which the divisions by 1 - beta^t make up for; without `bias_correction`
+    nothing is divided by them. Without it and with v0 = eps^2 this is the server of FedAdam (Reddi et al. 2021,
+    arXiv:2003.00295, algorithm 2).
     """
 
     elementwise = True
@@ -27,10 +31,11 @@ class Adam(torch.optim.Optimizer):
         eps: Positive = 1e-8,
         weight_decay: NonNegative = 0.0,
         decoupled: bool = False,
+        bias_correction: bool = True,
+        v0: NonNegative = 0.0,
     ):
-        super().__init__(
-            params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, decoupled=decoupled)
-        )
+        own = dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, decoupled=decoupled)
+        super().__init__(params, own | dict(bias_correction=bias_correction, v0=v0))
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -45,7 +50,7 @@ class Adam(torch.optim.Optimizer):
                     continue
                 state = self.state[w]
                 if not state:
-                    state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w))
+                    state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w).add_(column(group["v0"], w)))
                 state["t"] += 1
                 g = w.grad
                 if given(decay) and group["decoupled"]:
@@ -54,7 +59,9 @@ class Adam(torch.optim.Optimizer):
                     g = plus(g, w, decay)
                 state["m"].lerp_(g, column(1 - beta1, w))
                 addcmul_(state["v"].mul_(column(beta2, w)), g, g, 1 - beta2)
-                scale = (1 - beta2 ** state["t"]) ** 0.5
-                denominator = state["v"].sqrt().div_(column(scale, w)).add_(column(eps, w))
-                addcdiv_(w, state["m"], denominator, -lr / (1 - beta1 ** state["t"]))
+                denominator, factor = state["v"].sqrt(), -lr
+                if group["bias_correction"]:
+                    denominator.div_(column((1 - beta2 ** state["t"]) ** 0.5, w))
+                    factor = -lr / (1 - beta1 ** state["t"])
+                addcdiv_(w, state["m"], denominator.add_(column(eps, w)), factor)
         return loss

@@ -15,7 +15,8 @@ from runner.weights import Weights
 from tests.tiny import SMALL, trainer
 
 NAMES = list(options("sharpness", [conf_dir()]))
-RADIUS = {"sam": "rho", "asam": "rho"}  # the parameter whose zero is the plain gradient
+# the parameter whose zero is the plain gradient
+RADIUS = {"sam": "rho", "asam": "rho", "gradient_regularization": "gamma"}
 
 
 def node(name: str) -> dict:
@@ -108,6 +109,13 @@ def reference_asam(w, rho, eta):
     return grad_fn(w + rho * t * tg / (np.sqrt((tg**2).sum()) + 1e-16))
 
 
+def reference_gradient_regularization(w, gamma, epsilon, form):
+    g = grad_fn(w)
+    if form == "forward":
+        return g + gamma * (grad_fn(w + epsilon * g) - g) / epsilon
+    return g + gamma * (g - grad_fn(w - epsilon * g)) / epsilon
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "reference"),
     [
@@ -115,6 +123,11 @@ def reference_asam(w, rho, eta):
         ("sam", {"rho": 2.0}, reference_sam),
         ("asam", {"rho": 0.5, "eta": 0.01}, reference_asam),
         ("asam", {"rho": 2.0, "eta": 0.0}, reference_asam),
+        *[
+            ("gradient_regularization", dict(gamma=gamma, epsilon=0.05, form=form), reference_gradient_regularization)
+            for gamma in (0.0, 0.02, 0.05, 3.0)
+            for form in ("forward", "backward")
+        ],
     ],
 )
 def test_gradient_equals_the_numpy_transcription(name, settings, reference):
@@ -124,6 +137,36 @@ def test_gradient_equals_the_numpy_transcription(name, settings, reference):
     build(node(name) | settings, "sharpness")(Quartic(weights), weights)
     found = np.concatenate([view.numpy().ravel() for _, view in weights.views(weights.grad)])
     np.testing.assert_allclose(found, reference(w, **settings), rtol=1e-12)
+
+
+def flat_gradient(method) -> tuple[np.ndarray, np.ndarray]:
+    """(w, the method's gradient there) on the quartic."""
+    torch.manual_seed(0)
+    weights = Weights(nn.Linear(3, 2).double())
+    w = np.concatenate([p.detach().numpy().ravel() for p in weights.parameters]).copy()
+    method(Quartic(weights), weights)
+    return w, np.concatenate([view.numpy().ravel() for _, view in weights.views(weights.grad)])
+
+
+def test_gradient_regularization_contains_sam_with_an_ascent_that_is_not_normalised():
+    settings = {"gamma": 0.05, "epsilon": 0.05}
+    w, found = flat_gradient(build(node("gradient_regularization") | settings, "sharpness"))
+    np.testing.assert_allclose(found, grad_fn(w + 0.05 * grad_fn(w)), rtol=1e-14)
+    rho = 0.05 * np.sqrt((grad_fn(w) ** 2).sum())  # SAM's radius of the same length
+    np.testing.assert_allclose(flat_gradient(build(node("sam") | {"rho": rho}, "sharpness"))[1], found, rtol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["forward", "backward"])
+def test_gradient_regularization_tends_to_the_gradient_of_the_penalised_loss(form):
+    """Of L + gamma / 2 * ||grad L||^2: g + gamma * H g, where H is diag(3 w_i^2 + 2 i)."""
+    gamma, errors = 0.3, []
+    for epsilon in (1e-3, 1e-4):
+        settings = {"gamma": gamma, "epsilon": epsilon, "form": form}
+        w, found = flat_gradient(build(node("gradient_regularization") | settings, "sharpness"))
+        exact = grad_fn(w) + gamma * (3 * w**2 + 2 * np.arange(len(w))) * grad_fn(w)
+        errors.append(found - exact)
+    assert abs(errors[1]).max() < 1e-3 * abs(exact).max()
+    np.testing.assert_allclose(errors[0], 10 * errors[1], rtol=0.1, atol=1e-9)  # of first order in epsilon
 
 
 @pytest.mark.parametrize("name", NAMES)

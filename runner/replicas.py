@@ -19,6 +19,7 @@ from runner import diagnose, distributed, padding
 from runner.batch import Batch, Output
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
+from runner.risk import Risk
 from runner.trainer import Trainer
 from runner.weights import Weights
 
@@ -244,9 +245,10 @@ class Replicas(Trainer):
         self.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * factor
 
     def observe(self, out: Output, batch: Batch) -> None:
-        if type(self.loss).observe is not Loss.observe:
+        if type(self.loss).observe is not Loss.observe or type(self.risk).observe is not Risk.observe:
             for k, member in enumerate(self.members):
-                member.loss.observe(Output(out.logits[k], out.features[k]), batch.replica(k))
+                member.count = self.count
+                member.observe(Output(out.logits[k], out.features[k]), batch.replica(k))
 
     def look(self, batch: Batch | None = None) -> None:
         """Note whose loss was not finite: that replica alone ends, after the present step."""

@@ -200,7 +200,7 @@ class Trainer:
 
     @torch.no_grad()
     def note(self, first: Pass, batch: Batch, samples: int) -> None:
-        """The pass at w goes into the loss's memories and this epoch's sums."""
+        """The pass at w goes into the memories of loss and risk and this epoch's sums."""
         self.observe(first.out, batch)
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
@@ -209,6 +209,8 @@ class Trainer:
             self.correct += (first.out.logits.argmax(-1) == target).sum(-1)
 
     def observe(self, out: Output, batch: Batch) -> None:
+        if type(self.risk).observe is not Risk.observe:  # before the loss's memories change what it gives
+            self.risk.observe(self.loss(out, batch), batch, self.count + 1, self.steps)
         self.loss.observe(out, batch)
 
     def look(self, batch: Batch | None = None) -> None:

@@ -88,6 +88,7 @@ class Trainer:
     """
 
     unit = "epoch"  # what the record calls a line's span
+    value: Tensor  # of the present step: the loss at w, this device's part of it, for hooks on the gradient
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     random: dict | None = None  # this run's global random states, where it shares the process with others
 
@@ -147,7 +148,7 @@ class Trainer:
         def gradient() -> Tensor:  # LBFGS and its like call it several times a step; memories see the first
             nonlocal first
             loss = self.gradient(batch, note=first)
-            first = False
+            first, self.value = False, loss
             self.hooks.gradient(self)
             return loss
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 from itertools import islice
 from pathlib import Path
 
@@ -24,7 +25,9 @@ WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.5, 1.0, 1.0], dtype=torch.float64)
 def make(option, **settings):
     node = yaml.safe_load((ROOT / "conf" / "risk" / f"{option}.yaml").read_text())
     module, name = node.pop("_target_").rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(**(node | settings))
+    target = getattr(importlib.import_module(module), name)
+    context = {"samples": 20} if "samples" in inspect.signature(target).parameters else {}
+    return target(**context, **(node | settings))
 
 
 def reference(option):

@@ -201,7 +201,7 @@ class Trainer:
 
     @torch.no_grad()
     def note(self, first: Pass, batch: Batch, samples: int) -> None:
-        """The pass at w goes into the memories of loss and risk and this epoch's sums."""
+        """The pass at w goes into the memories of loss, risk and hooks and this epoch's sums."""
         self.observe(first.out, batch)
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
@@ -213,6 +213,7 @@ class Trainer:
         if type(self.risk).observe is not Risk.observe:  # before the loss's memories change what it gives
             self.risk.observe(self.loss(out, batch), batch, self.count + 1, self.steps)
         self.loss.observe(out, batch)
+        self.hooks.observe(self, out, batch)
 
     def look(self, batch: Batch | None = None) -> None:
         """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""

@@ -438,7 +438,7 @@ class StackedHooks(Hooks):
             return batch
         changed = []
         for k, member in enumerate(self.run.members):
-            member.count = self.run.count
+            member.count, member.masks.step, member.masks.forwards = self.run.count, self.run.masks.step, 0
             changed.append(member.hooks.batch(member, batch.replica(k)))
         if len({(len(own), own.total) for own in changed}) > 1:
             raise Unpackable("a hook leaves batches of different sizes")

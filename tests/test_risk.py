@@ -12,6 +12,7 @@ import yaml
 
 from runner.batch import Batch
 from runner.risk.adaptive_k import AdaptiveK
+from runner.risk.dynamic_reweight import DynamicReweight
 from runner.risk.mean import Mean
 from runner.risk.top_k import TopK
 from tests.tiny import SMALL, trainer
@@ -78,8 +79,13 @@ class TestContract:
         assert make(option, **setting)(losses, batch(weight)).item() == pytest.approx(expected, rel=1e-12)
 
     def test_gradient_is_that_of_finite_differences(self, option, setting, weight):
-        risk = make(option, **setting).double()
-        assert torch.autograd.gradcheck(lambda losses: risk(losses, batch(weight)), draw(B).requires_grad_())
+        risk, losses = make(option, **setting).double(), draw(B).requires_grad_()
+        if own := getattr(reference(option), "gradient", None):  # of a risk that is not descended itself
+            expected = own(losses.tolist(), [1.0] * B if weight is None else weight.tolist(), **setting)
+            (found,) = torch.autograd.grad(risk(losses, batch(weight)), losses)
+            assert found.tolist() == pytest.approx(expected, rel=1e-12)
+        else:
+            assert torch.autograd.gradcheck(lambda losses: risk(losses, batch(weight)), losses)
 
     def test_finite_at_extreme_losses(self, option, setting, weight):
         for scale in (0.0, 1e-30, 1e4, 1e30):
@@ -215,3 +221,26 @@ def test_state_of_a_risk_follows_the_steps_that_were_made():
     run.precision.scale.value = 2.0
     assert run.step(next(run.loader.epoch(0))) is not None
     assert run.risk.m.item() > 0
+
+
+# ---- dynamic_reweight
+
+
+def test_dynamic_reweighting_by_hand():
+    losses = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)  # h = -1, 0, 1
+    three = Batch(torch.zeros(3, 1), torch.zeros(3), torch.arange(3))
+    e = 2.718281828459045
+    for strategy, g in (("linupper", (1, e, e)), ("quadratic", (1, e, 1)), ("extremes", (e, 1, e))):
+        risk = DynamicReweight(strategy, warmup=0)
+        (found,) = torch.autograd.grad(risk(losses, three), losses)
+        assert found.tolist() == pytest.approx([x / sum(g) for x in g])
+        assert risk(torch.full((3,), 2.5), three).item() == pytest.approx(2.5)  # all alike: the mean
+        assert DynamicReweight(strategy, 1e6, 0)(losses, three).item() == pytest.approx(2.0)
+
+
+def test_its_weights_are_equal_until_the_end_of_the_warmup():
+    risk, losses = DynamicReweight(warmup=0.25), draw(B)
+    for step in range(1, 7):
+        early = risk(losses, batch()).item() == pytest.approx(losses.mean().item(), rel=1e-6)
+        assert early == (step <= 5)  # 5 of 20 steps
+        risk.observe(losses, batch(), step, 20)

@@ -19,7 +19,7 @@ from runner import diagnose, distributed, padding
 from runner.batch import Batch, Output
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
-from runner.risk import Risk
+from runner.risk import Risk, attended
 from runner.trainer import Trainer
 from runner.weights import Weights
 
@@ -375,7 +375,7 @@ class _Parts(nn.Module):
     def forward(self, run: Replicas, seen: Seen, batch: Batch) -> tuple[Tensor, Output]:
         with run.precision.autocast(), padding.left_out(run.norms, batch.mask):
             out = self.model(batch.x)
-        return run.hooks.loss(seen, out, batch, self.risk(self.loss(out, batch), batch)), out
+        return run.hooks.loss(seen, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
 
 def _put_back(now: Any, then: Any) -> Any:

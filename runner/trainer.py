@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +21,10 @@ from runner.loss import Loss
 from runner.measure import measures
 from runner.precision import Overflow, Precision
 from runner.record import Record, Stopped
-from runner.risk import Risk
+from runner.risk import Risk, attended
 from runner.schedule import Schedule
 from runner.sharpness import Sharpness
-from runner.weights import Weights
+from runner.weights import Weights, column
 
 SAVE_EVERY, SAVE_SHARE = 1.0, 0.05  # short epochs: so many seconds between saves, which take this share of the time
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where a look waits for the device
@@ -41,9 +42,14 @@ class Closure:
         self.run, self.batch, self.alone = run, batch, alone
         self.passes = 0
 
-    def __call__(self, mask: Tensor | None = None, create_graph: bool = False) -> Pass:
+    def __call__(
+        self, mask: Tensor | None = None, create_graph: bool = False, below: float | Tensor | None = None
+    ) -> Pass:
         run, weights, scale = self.run, self.run.weights, self.run.precision.scale
         batch = self.batch if mask is None else self.batch.select(mask)
+        if below is not None:
+            ones = weights.data.new_ones(batch.x.shape[: 1 + batch.lead])
+            batch = replace(batch, limit=ones * column(below, ones))
         share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
         outs, total, grad = [], 0.0, None
         with run.statistics(live=self.passes == 0):
@@ -174,7 +180,7 @@ class Trainer:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
         with self.precision.autocast():
             out = self.forward(batch.x)
-        return self.hooks.loss(self, out, batch, self.risk(self.loss(out, batch), batch)), out
+        return self.hooks.loss(self, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
         """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w."""

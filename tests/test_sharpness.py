@@ -1,5 +1,7 @@
 """The contract of the sharpness seam over every option, and each method against a numpy transcription."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ from tests.tiny import SMALL, trainer
 
 NAMES = list(options("sharpness", [conf_dir()]))
 # the parameter whose zero is the plain gradient
-RADIUS = {"sam": "rho", "asam": "rho", "gradient_regularization": "gamma"}
+RADIUS = {"sam": "rho", "asam": "rho", "gradient_regularization": "gamma", "robust_weight_perturbation": "gamma"}
+# untrained, ten classes have losses of about 2.3; and a few passes will do
+NEEDS = {"robust_weight_perturbation": ["sharpness.threshold=9", "sharpness.steps=2"]}
 
 
 def node(name: str) -> dict:
@@ -52,7 +56,7 @@ def test_a_vanishing_radius_gives_the_plain_gradient(name):
     batch = None
     grads = []
     for chosen in ([f"sharpness={name}", f"sharpness.{RADIUS[name]}=1e-9"], ["sharpness=none"], [f"sharpness={name}"]):
-        run = trainer(*SMALL, *chosen, double=True)
+        run = trainer(*SMALL, *chosen, *(NEEDS.get(name, []) if "none" not in chosen[0] else []), double=True)
         batch = batch or some_batch(run)
         grads.append(gradient_of(run, batch))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
@@ -66,7 +70,8 @@ def test_every_radius_is_listed():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_running_statistics_equal_those_of_one_pass(name):
-    runs = [trainer(*SMALL[:-1], "model=resnet20", f"sharpness={option}") for option in (name, "none")]
+    words = [[f"sharpness={name}", *NEEDS.get(name, [])], ["sharpness=none"]]
+    runs = [trainer(*SMALL[:-1], "model=resnet20", *own) for own in words]
     batch = some_batch(runs[0], 8)
     for run in runs:
         run.gradient(batch)
@@ -213,6 +218,7 @@ def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypa
         *SMALL[:-1],
         "model=resnet20",
         f"sharpness={name}",
+        *NEEDS.get(name, []),
         *options,
         "train.precision=fp16",
         "hook=[ema,clip]",
@@ -292,3 +298,70 @@ def test_closure_create_graph_differentiates_the_gradient():
         run.weights.add_(g, -2 * h)
         down = gradient_of(run, batch)
     torch.testing.assert_close(found, (up - down) / (2 * h), rtol=1e-4, atol=1e-8)
+
+
+def test_closure_below_keeps_the_value_and_the_gradient_of_the_smaller_losses():
+    run = trainer(*SMALL, "train.accumulate=2", double=True)
+    batch = some_batch(run)
+    with torch.no_grad():
+        losses = run.loss(run.model(batch.x), batch)
+    limit = losses.median().item()
+    found = Closure(run, batch, alone=False)(below=limit)
+    assert found.loss.item() == pytest.approx(losses.mean().item(), rel=1e-12)
+    gradient = run.weights.grad.clone()
+    part = batch.select(losses < limit)
+    part.total = len(part)
+    share = len(part) / len(batch)
+    torch.testing.assert_close(gradient, share * gradient_of(run, part), rtol=1e-10, atol=1e-13)
+    Closure(run, batch, alone=False)(below=0.0)
+    assert run.weights.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("model", [["model.hidden=[16]"], ["model=resnet20"]], ids=["mlp", "resnet20"])
+def test_robust_weight_perturbation_is_the_authors_loop(model):
+    """calc_awp of utils_rwp.py: copies of the model, SGD of lr 0.01 up the masked loss, differences of the copies."""
+    settings = ["sharpness=robust_weight_perturbation", "sharpness.gamma=0.05", "sharpness.steps=3"]
+    run = trainer(*SMALL[:-1], *model, *settings, double=True)
+    batch = some_batch(run, 16)
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(run.model(batch.x).logits, batch.y, reduction="none")
+    run.sharpness.threshold = threshold = losses.median().item() + 0.05
+    state = copy.deepcopy(run.model.state_dict())
+    proxy, counts = copy.deepcopy(run.model), []
+    names = [name for name, p in proxy.named_parameters() if "weight" in name and p.dim() > 1]
+    diff, scaled = {name: 0.0 for name in names}, {name: 0.0 for name in names}
+    for _ in range(3):
+        proxy.load_state_dict(state)
+        parameters = dict(proxy.named_parameters())
+        with torch.no_grad():
+            for name in names:
+                parameters[name] += 0.05 * scaled[name]
+        before = {name: parameters[name].detach().clone() for name in names}
+        loss = torch.nn.functional.cross_entropy(proxy(batch.x).logits, batch.y, reduction="none")
+        counts.append((loss < threshold).sum().item())
+        optimizer = torch.optim.SGD(proxy.parameters(), lr=0.01)
+        optimizer.zero_grad()
+        (-(loss * (loss < threshold)).mean()).backward()
+        optimizer.step()
+        diff = {name: diff[name] + parameters[name].detach() - before[name] for name in names}
+        norm = torch.cat([state[name].flatten() for name in names]).norm()
+        scale = norm / (torch.cat([diff[name].flatten() for name in names]).norm() + 1e-20)
+        scaled = {name: scale * diff[name] for name in names}
+    proxy.load_state_dict(state)
+    with torch.no_grad():
+        for name, parameter in proxy.named_parameters():
+            if name in names:
+                parameter += 0.05 * scaled[name]
+    loss = torch.nn.functional.cross_entropy(proxy(batch.x).logits, batch.y)
+    expected = run.weights.flatten(torch.autograd.grad(loss, list(proxy.parameters())))
+    assert 0 < counts[0] < 16 and counts[-1] < counts[0]  # and the condition stops some
+    found = gradient_of(run, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+    run.sharpness = build(node("none"), "sharpness")
+    assert (gradient_of(run, batch) - found).norm() > 1e-2 * found.norm()
+
+
+def test_robust_weight_perturbation_below_every_loss_is_the_plain_gradient():
+    words = ["sharpness=robust_weight_perturbation", "sharpness.threshold=1e-6"]
+    run, plain = trainer(*SMALL, *words), trainer(*SMALL)
+    assert torch.equal(gradient_of(run, some_batch(run)), gradient_of(plain, some_batch(plain)))

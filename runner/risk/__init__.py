@@ -1,5 +1,6 @@
 """Risks: how per-sample losses become the one number to minimise."""
 
+import torch
 from torch import Tensor, nn
 
 from runner.batch import Batch
@@ -26,3 +27,11 @@ class Risk(nn.Module):
     def observe(self, losses: Tensor, batch: Batch, step: int, steps: int) -> None:
         """Called once a step with the detached losses at w, and not when the step was skipped; with `sharpness.m` once
         for every m samples. step: updates so far, this one included; steps: those of the whole run."""
+
+
+def attended(losses: Tensor, batch: Batch) -> Tensor:
+    """The losses, of which those that are not below `batch.limit`, where set, have no gradient."""
+    if batch.limit is None:
+        return losses
+    rest = losses.detach()
+    return torch.where(rest < batch.limit.reshape(batch.limit.shape + (1,) * (losses.dim() - 1)), losses, rest)

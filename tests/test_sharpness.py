@@ -18,7 +18,13 @@ from tests.tiny import SMALL, trainer
 
 NAMES = list(options("sharpness", [conf_dir()]))
 # the parameter whose zero is the plain gradient
-RADIUS = {"sam": "rho", "asam": "rho", "gradient_regularization": "gamma", "robust_weight_perturbation": "gamma"}
+RADIUS = {
+    "sam": "rho",
+    "sam_long_tail": "rho",
+    "asam": "rho",
+    "gradient_regularization": "gamma",
+    "robust_weight_perturbation": "gamma",
+}
 # untrained, ten classes have losses of about 2.3; and a few passes will do
 NEEDS = {"robust_weight_perturbation": ["sharpness.threshold=9", "sharpness.steps=2"]}
 

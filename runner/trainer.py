@@ -176,10 +176,14 @@ class Trainer:
         self.count += 1
         return loss
 
+    def outputs(self, x: Tensor) -> Output:
+        """The model's output as the loss takes it, in a pass or for a hook that needs another."""
+        with self.precision.autocast():
+            return self.forward(x)
+
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
-        with self.precision.autocast():
-            out = self.forward(batch.x)
+        out = self.outputs(batch.x)
         return self.hooks.loss(self, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:

@@ -86,9 +86,7 @@ class Adversarial(Hook):
         for _ in range(self.steps):
             moved = moved.clamp(floor, ceiling).detach().requires_grad_()
             with run.statistics(live=False):
-                with run.precision.autocast():
-                    out = run.forward(moved)
-                loss = run.precision.up(run.loss(out, replace(batch, x=moved)).sum())
+                loss = run.precision.up(run.loss(run.outputs(moved), replace(batch, x=moved)).sum())
                 (gradient,) = torch.autograd.grad(loss, moved)
             moved = moved + self.step_size * unit * gradient.sign().nan_to_num()  # fp16 may overflow
         return moved.detach().clamp(floor, ceiling).to(x.dtype)

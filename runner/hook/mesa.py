@@ -53,8 +53,8 @@ class MESA(EMA):
     def batch(self, run, batch: Batch) -> Batch:
         if run.count // run.steps_per_epoch > self.after:
             run.model.eval()
-            with self.teacher(run), run.precision.autocast():
-                logits = run.forward(batch.x).logits
+            with self.teacher(run):
+                logits = run.outputs(batch.x).logits
             run.model.train()
             self.past[batch.index] = logits.to(self.past)
         return batch

@@ -19,6 +19,7 @@ from runner import diagnose, distributed, padding
 from runner.batch import Batch, Output
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
+from runner.risk import Risk, attended
 from runner.trainer import Trainer
 from runner.weights import Weights
 
@@ -244,9 +245,11 @@ class Replicas(Trainer):
         self.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * factor
 
     def observe(self, out: Output, batch: Batch) -> None:
-        if type(self.loss).observe is not Loss.observe:
+        memories = type(self.loss).observe is not Loss.observe or type(self.risk).observe is not Risk.observe
+        if memories or self.hooks.observers:
             for k, member in enumerate(self.members):
-                member.loss.observe(Output(out.logits[k], out.features[k]), batch.replica(k))
+                member.count = self.count
+                member.observe(Output(out.logits[k], out.features[k]), batch.replica(k))
 
     def look(self, batch: Batch | None = None) -> None:
         """Note whose loss was not finite: that replica alone ends, after the present step."""
@@ -305,11 +308,7 @@ class Replicas(Trainer):
             member.optimizer.param_groups[0]["lr"] = lrs[k]
             if state:
                 member.optimizer.state[member.weights.flat] = self._row(state, k)
-            for name in self.hooks.together:
-                own = vars(member.hooks.named[name])
-                for key, value in vars(self.hooks.named[name]).items():
-                    if not self._constant(value):
-                        own[key] = self._row(value, k)
+        self.hooks.share()
 
     def _constant(self, value: Any) -> bool:
         """Whether it is, or holds, a hyperparameter: every run has its own already."""
@@ -343,7 +342,9 @@ class Replicas(Trainer):
         together, looped, state = copy.deepcopy(snapshot["rest"])  # to be used again
         for name, kept in together.items():
             hook = vars(self.hooks.named[name])
-            hook.update((key, value) for key, value in kept.items() if not self._constant(hook.get(key)))
+            hook.update(
+                (key, _put_back(hook.get(key), v)) for key, v in kept.items() if not self._constant(hook.get(key))
+            )
         for member, hooks in zip(self.members, looped, strict=True):
             for name, kept in hooks.items():
                 member.hooks.named[name].load_state_dict(kept)
@@ -374,7 +375,16 @@ class _Parts(nn.Module):
     def forward(self, run: Replicas, seen: Seen, batch: Batch) -> tuple[Tensor, Output]:
         with run.precision.autocast(), padding.left_out(run.norms, batch.mask):
             out = self.model(batch.x)
-        return run.hooks.loss(seen, out, batch, self.risk(self.loss(out, batch), batch)), out
+        return run.hooks.loss(seen, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
+
+
+def _put_back(now: Any, then: Any) -> Any:
+    """`then`, in the tensors of `now`: others hold rows of them."""
+    if isinstance(now, Tensor):
+        return now.copy_(then)
+    if isinstance(now, list):
+        return [_put_back(*pair) for pair in zip(now, then, strict=True)]
+    return then
 
 
 class StackedHooks(Hooks):
@@ -388,8 +398,8 @@ class StackedHooks(Hooks):
         self.together = set()
         hooks = {}
         for name, first in run.members[0].hooks.named.items():
-            own = [method for method in ("batch", "gradient", "step") if self._has(first, method)]
-            at_once = type(first).replicas and "batch" not in own
+            own = [method for method in ("batch", "observe", "gradient", "step") if self._has(first, method)]
+            at_once = type(first).replicas
             if self._has(first, "loss") and own and not at_once:
                 raise Unpackable(f"hook={name} has a penalty and does not say that it works on replicas")
             if at_once or self._has(first, "loss"):
@@ -397,6 +407,16 @@ class StackedHooks(Hooks):
                 first = run._stack([member.hooks.named[name] for member in run.members], f"hook.{name}")
             hooks[name] = first
         super().__init__(hooks)
+        self.share()
+
+    def share(self) -> None:
+        """Every run's own hook has its row of the stacked one's tensors, and its other values."""
+        for name in self.together:
+            for k, member in enumerate(self.run.members):
+                own = vars(member.hooks.named[name])
+                for key, value in vars(self.named[name]).items():
+                    if not self.run._constant(value):
+                        own[key] = self.run._row(value, k)
 
     @staticmethod
     def _has(hook: Hook, method: str) -> bool:
@@ -416,7 +436,10 @@ class StackedHooks(Hooks):
     def batch(self, run: Trainer, batch: Batch) -> Batch:
         if not self.batches:
             return batch
-        changed = [member.hooks.batch(member, batch.replica(k)) for k, member in enumerate(self.run.members)]
+        changed = []
+        for k, member in enumerate(self.run.members):
+            member.count, member.masks.step, member.masks.forwards = self.run.count, self.run.masks.step, 0
+            changed.append(member.hooks.batch(member, batch.replica(k)))
         if len({(len(own), own.total) for own in changed}) > 1:
             raise Unpackable("a hook leaves batches of different sizes")
         return Batch.stack(changed)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +21,10 @@ from runner.loss import Loss
 from runner.measure import measures
 from runner.precision import Overflow, Precision
 from runner.record import Record, Stopped
-from runner.risk import Risk
+from runner.risk import Risk, attended
 from runner.schedule import Schedule
 from runner.sharpness import Sharpness
-from runner.weights import Weights
+from runner.weights import Weights, column
 
 SAVE_EVERY, SAVE_SHARE = 1.0, 0.05  # short epochs: so many seconds between saves, which take this share of the time
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where a look waits for the device
@@ -41,9 +42,14 @@ class Closure:
         self.run, self.batch, self.alone = run, batch, alone
         self.passes = 0
 
-    def __call__(self, mask: Tensor | None = None, create_graph: bool = False) -> Pass:
+    def __call__(
+        self, mask: Tensor | None = None, create_graph: bool = False, below: float | Tensor | None = None
+    ) -> Pass:
         run, weights, scale = self.run, self.run.weights, self.run.precision.scale
         batch = self.batch if mask is None else self.batch.select(mask)
+        if below is not None:
+            ones = weights.data.new_ones(batch.x.shape[: 1 + batch.lead])
+            batch = replace(batch, limit=ones * column(below, ones))
         share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
         outs, total, grad = [], 0.0, None
         with run.statistics(live=self.passes == 0):
@@ -88,6 +94,7 @@ class Trainer:
     """
 
     unit = "epoch"  # what the record calls a line's span
+    value: Tensor  # of the present step: the loss at w, this device's part of it, for hooks on the gradient
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     random: dict | None = None  # this run's global random states, where it shares the process with others
 
@@ -147,7 +154,7 @@ class Trainer:
         def gradient() -> Tensor:  # LBFGS and its like call it several times a step; memories see the first
             nonlocal first
             loss = self.gradient(batch, note=first)
-            first = False
+            first, self.value = False, loss
             self.hooks.gradient(self)
             return loss
 
@@ -169,11 +176,15 @@ class Trainer:
         self.count += 1
         return loss
 
+    def outputs(self, x: Tensor) -> Output:
+        """The model's output as the loss takes it, in a pass or for a hook that needs another."""
+        with self.precision.autocast():
+            return self.forward(x)
+
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
-        with self.precision.autocast():
-            out = self.forward(batch.x)
-        return self.hooks.loss(self, out, batch, self.risk(self.loss(out, batch), batch)), out
+        out = self.outputs(batch.x)
+        return self.hooks.loss(self, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
         """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w."""
@@ -200,7 +211,7 @@ class Trainer:
 
     @torch.no_grad()
     def note(self, first: Pass, batch: Batch, samples: int) -> None:
-        """The pass at w goes into the loss's memories and this epoch's sums."""
+        """The pass at w goes into the memories of loss, risk and hooks and this epoch's sums."""
         self.observe(first.out, batch)
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
@@ -209,7 +220,10 @@ class Trainer:
             self.correct += (first.out.logits.argmax(-1) == target).sum(-1)
 
     def observe(self, out: Output, batch: Batch) -> None:
+        if type(self.risk).observe is not Risk.observe:  # before the loss's memories change what it gives
+            self.risk.observe(self.loss(out, batch), batch, self.count + 1, self.steps)
         self.loss.observe(out, batch)
+        self.hooks.observe(self, out, batch)
 
     def look(self, batch: Batch | None = None) -> None:
         """Stop with a message where a loss was not finite. On the CPU that is before the weights are touched."""

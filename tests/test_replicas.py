@@ -175,17 +175,19 @@ def test_a_replica_that_diverges_leaves_the_others_untouched():
 
 
 def test_snapshot_and_restore_undo_steps():
-    common = [*SMALL, "hook=[ema]", "optim=sam"]
+    common = [*SMALL, "hook=[ema,saf]", "hook.saf.start=0", "train.batch_size=100", "optim=sam"]
     run = Replicas([trainer(*common, f"seed={seed}", f"sharpness.rho=0.{seed + 1}", double=True) for seed in range(3)])
     advance(run, 2)
     before = run.snapshot()
     weights, average = run.weights.clone(), run.hooks.named["ema"].average.clone()
+    memory = run.hooks.named["saf"].memory.clone()
     advance(run, 3)
     after = run.weights.clone()
     for _ in range(2):
         run.restore(before)
         assert torch.equal(run.weights.data, weights)
         assert torch.equal(run.hooks.named["ema"].average, average)
+        assert torch.equal(run.hooks.named["saf"].memory, memory)
         advance(run, 3)
         assert torch.equal(run.weights.data, after)
 

@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import inspect
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,11 @@ import torch
 import yaml
 
 from runner.batch import Batch
+from runner.risk.adaptive_k import AdaptiveK
+from runner.risk.dynamic_reweight import DynamicReweight
 from runner.risk.mean import Mean
 from runner.risk.top_k import TopK
+from tests.tiny import SMALL, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "risk").glob("*.yaml"))
@@ -21,7 +26,9 @@ WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.0, 1.5, 1.0, 1.0], dtype=torch.float64)
 def make(option, **settings):
     node = yaml.safe_load((ROOT / "conf" / "risk" / f"{option}.yaml").read_text())
     module, name = node.pop("_target_").rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(**(node | settings))
+    target = getattr(importlib.import_module(module), name)
+    context = {"samples": 20} if "samples" in inspect.signature(target).parameters else {}
+    return target(**context, **(node | settings))
 
 
 def reference(option):
@@ -72,8 +79,13 @@ class TestContract:
         assert make(option, **setting)(losses, batch(weight)).item() == pytest.approx(expected, rel=1e-12)
 
     def test_gradient_is_that_of_finite_differences(self, option, setting, weight):
-        risk = make(option, **setting).double()
-        assert torch.autograd.gradcheck(lambda losses: risk(losses, batch(weight)), draw(B).requires_grad_())
+        risk, losses = make(option, **setting).double(), draw(B).requires_grad_()
+        if own := getattr(reference(option), "gradient", None):  # of a risk that is not descended itself
+            expected = own(losses.tolist(), [1.0] * B if weight is None else weight.tolist(), **setting)
+            (found,) = torch.autograd.grad(risk(losses, batch(weight)), losses)
+            assert found.tolist() == pytest.approx(expected, rel=1e-12)
+        else:
+            assert torch.autograd.gradcheck(lambda losses: risk(losses, batch(weight)), losses)
 
     def test_finite_at_extreme_losses(self, option, setting, weight):
         for scale in (0.0, 1e-30, 1e4, 1e30):
@@ -135,3 +147,100 @@ def test_weights_are_per_sample_where_losses_are_per_token():
     two = Batch(torch.zeros(2, 1), torch.zeros(2, 2), torch.arange(2), weight=torch.tensor([10.0, 1.0]))
     assert Mean()(losses, two).item() == 9.25  # (10 + 20 + 3 + 4) / 4
     assert TopK(0.5)(losses, two).item() == 15.0  # k = 2: (20 + 10) / 2
+
+
+# ---- adaptive_k
+
+
+def adaptive_k(batches, warmup):
+    """A transcription of the authors' notebook: (threshold, mean of the kept losses) of each batch of losses."""
+    m = v = 0.0
+    found = []
+    for step, losses in enumerate(batches):
+        threshold = float("inf")
+        if step >= warmup:
+            mean = sum(losses) / len(losses)
+            m = 0.9 * m + 0.1 * mean
+            v = 0.999 * v + 0.001 * mean * mean
+            threshold = m / (v**0.5 + 1e-8)
+        kept = [loss for loss in losses if loss <= threshold]
+        found.append((threshold, sum(kept) / len(kept) if kept else 0.0))
+    return found
+
+
+def test_adaptive_k_is_the_notebooks_over_many_steps():
+    steps = 400
+    losses = draw(steps, B) * torch.linspace(3, 0.1, steps, dtype=torch.float64)[:, None]
+    risk, kept = AdaptiveK(warmup=0.05).double(), 0
+    for step, (row, (threshold, expected)) in enumerate(zip(losses, adaptive_k(losses.tolist(), 20), strict=True)):
+        assert risk(row, batch()).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
+        risk.observe(row, batch(), step + 1, steps)
+        kept += step >= 20 and (row <= threshold).sum().item()
+    assert 0.2 < kept / (B * (steps - 20)) < 0.95  # the threshold decided something
+
+
+def test_the_threshold_of_constant_losses():
+    """The numbers of the docstring, for losses of 0.01 and of 100."""
+    for size in (0.01, 100.0):
+        found = [threshold for threshold, _ in adaptive_k([[size]] * 20_000, 0)]
+        risk = AdaptiveK(warmup=0).double()
+        for step in range(500):
+            risk.observe(torch.full((1,), size, dtype=torch.float64), batch(), step + 1, 500)
+        assert (risk.m / (risk.v.sqrt() + 1e-8)).item() == pytest.approx(found[499], rel=1e-10)
+        assert found[0] == pytest.approx(3.16, abs=0.01) and 6.5 < max(found) < 6.6 and found.index(max(found)) == 11
+        assert found[499] == pytest.approx(1.6, abs=0.01) and found[-1] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_batch_of_which_nothing_is_kept_gives_no_gradient():
+    losses = torch.full((4,), 9.0, requires_grad=True)  # above the first threshold, 3.16
+    value = AdaptiveK(warmup=0)(losses, small())
+    assert value.item() == 0
+    assert torch.autograd.grad(value, losses)[0].tolist() == [0.0] * 4
+
+
+def test_state_of_a_risk_follows_the_steps_that_were_made():
+    """Not the second pass of SAM, not the micro-batches, not a step that overflowed."""
+    words = ["risk=adaptive_k", "risk.warmup=0.25", "optim=sam", "train.accumulate=2"]
+    run = trainer(*SMALL, *words, double=True)
+    losses = []
+    for step, own in enumerate(islice((part for epoch in range(2) for part in run.loader.epoch(epoch)), 8)):
+        with torch.no_grad():
+            losses.append(run.loss(run.model(own.x), own).tolist())
+        assert bool(run.risk.active) == (step >= 0.25 * run.steps)
+        run.step(own)
+    m = v = 0.0
+    for row in losses[-(-run.steps // 4) :]:
+        m, v = 0.9 * m + 0.1 * sum(row) / len(row), 0.999 * v + 0.001 * (sum(row) / len(row)) ** 2
+    assert run.risk.m.item() == pytest.approx(m, rel=1e-9) and run.risk.v.item() == pytest.approx(v, rel=1e-9)
+    assert {"m", "v", "active"} == run.state_dict()["risk"].keys()
+
+    run = trainer(*SMALL, "risk=adaptive_k", "risk.warmup=0", "train.precision=fp16")
+    run.precision.scale.value = 2.0**127
+    assert run.step(next(run.loader.epoch(0))) is None
+    assert run.risk.m.item() == 0
+    run.precision.scale.value = 2.0
+    assert run.step(next(run.loader.epoch(0))) is not None
+    assert run.risk.m.item() > 0
+
+
+# ---- dynamic_reweight
+
+
+def test_dynamic_reweighting_by_hand():
+    losses = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)  # h = -1, 0, 1
+    three = Batch(torch.zeros(3, 1), torch.zeros(3), torch.arange(3))
+    e = 2.718281828459045
+    for strategy, g in (("linupper", (1, e, e)), ("quadratic", (1, e, 1)), ("extremes", (e, 1, e))):
+        risk = DynamicReweight(strategy, warmup=0)
+        (found,) = torch.autograd.grad(risk(losses, three), losses)
+        assert found.tolist() == pytest.approx([x / sum(g) for x in g])
+        assert risk(torch.full((3,), 2.5), three).item() == pytest.approx(2.5)  # all alike: the mean
+        assert DynamicReweight(strategy, 1e6, 0)(losses, three).item() == pytest.approx(2.0)
+
+
+def test_its_weights_are_equal_until_the_end_of_the_warmup():
+    risk, losses = DynamicReweight(warmup=0.25), draw(B)
+    for step in range(1, 7):
+        early = risk(losses, batch()).item() == pytest.approx(losses.mean().item(), rel=1e-6)
+        assert early == (step <= 5)  # 5 of 20 steps
+        risk.observe(losses, batch(), step, 20)

@@ -1,5 +1,7 @@
 """The contract of the sharpness seam over every option, and each method against a numpy transcription."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,16 @@ from runner.weights import Weights
 from tests.tiny import SMALL, trainer
 
 NAMES = list(options("sharpness", [conf_dir()]))
-RADIUS = {"sam": "rho", "asam": "rho"}  # the parameter whose zero is the plain gradient
+# the parameter whose zero is the plain gradient
+RADIUS = {
+    "sam": "rho",
+    "sam_long_tail": "rho",
+    "asam": "rho",
+    "gradient_regularization": "gamma",
+    "robust_weight_perturbation": "gamma",
+}
+# untrained, ten classes have losses of about 2.3; and a few passes will do
+NEEDS = {"robust_weight_perturbation": ["sharpness.threshold=9", "sharpness.steps=2"]}
 
 
 def node(name: str) -> dict:
@@ -51,7 +62,7 @@ def test_a_vanishing_radius_gives_the_plain_gradient(name):
     batch = None
     grads = []
     for chosen in ([f"sharpness={name}", f"sharpness.{RADIUS[name]}=1e-9"], ["sharpness=none"], [f"sharpness={name}"]):
-        run = trainer(*SMALL, *chosen, double=True)
+        run = trainer(*SMALL, *chosen, *(NEEDS.get(name, []) if "none" not in chosen[0] else []), double=True)
         batch = batch or some_batch(run)
         grads.append(gradient_of(run, batch))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-9)
@@ -65,7 +76,8 @@ def test_every_radius_is_listed():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_running_statistics_equal_those_of_one_pass(name):
-    runs = [trainer(*SMALL[:-1], "model=resnet20", f"sharpness={option}") for option in (name, "none")]
+    words = [[f"sharpness={name}", *NEEDS.get(name, [])], ["sharpness=none"]]
+    runs = [trainer(*SMALL[:-1], "model=resnet20", *own) for own in words]
     batch = some_batch(runs[0], 8)
     for run in runs:
         run.gradient(batch)
@@ -108,6 +120,13 @@ def reference_asam(w, rho, eta):
     return grad_fn(w + rho * t * tg / (np.sqrt((tg**2).sum()) + 1e-16))
 
 
+def reference_gradient_regularization(w, gamma, epsilon, form):
+    g = grad_fn(w)
+    if form == "forward":
+        return g + gamma * (grad_fn(w + epsilon * g) - g) / epsilon
+    return g + gamma * (g - grad_fn(w - epsilon * g)) / epsilon
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "reference"),
     [
@@ -115,6 +134,11 @@ def reference_asam(w, rho, eta):
         ("sam", {"rho": 2.0}, reference_sam),
         ("asam", {"rho": 0.5, "eta": 0.01}, reference_asam),
         ("asam", {"rho": 2.0, "eta": 0.0}, reference_asam),
+        *[
+            ("gradient_regularization", dict(gamma=gamma, epsilon=0.05, form=form), reference_gradient_regularization)
+            for gamma in (0.0, 0.02, 0.05, 3.0)
+            for form in ("forward", "backward")
+        ],
     ],
 )
 def test_gradient_equals_the_numpy_transcription(name, settings, reference):
@@ -124,6 +148,36 @@ def test_gradient_equals_the_numpy_transcription(name, settings, reference):
     build(node(name) | settings, "sharpness")(Quartic(weights), weights)
     found = np.concatenate([view.numpy().ravel() for _, view in weights.views(weights.grad)])
     np.testing.assert_allclose(found, reference(w, **settings), rtol=1e-12)
+
+
+def flat_gradient(method) -> tuple[np.ndarray, np.ndarray]:
+    """(w, the method's gradient there) on the quartic."""
+    torch.manual_seed(0)
+    weights = Weights(nn.Linear(3, 2).double())
+    w = np.concatenate([p.detach().numpy().ravel() for p in weights.parameters]).copy()
+    method(Quartic(weights), weights)
+    return w, np.concatenate([view.numpy().ravel() for _, view in weights.views(weights.grad)])
+
+
+def test_gradient_regularization_contains_sam_with_an_ascent_that_is_not_normalised():
+    settings = {"gamma": 0.05, "epsilon": 0.05}
+    w, found = flat_gradient(build(node("gradient_regularization") | settings, "sharpness"))
+    np.testing.assert_allclose(found, grad_fn(w + 0.05 * grad_fn(w)), rtol=1e-14)
+    rho = 0.05 * np.sqrt((grad_fn(w) ** 2).sum())  # SAM's radius of the same length
+    np.testing.assert_allclose(flat_gradient(build(node("sam") | {"rho": rho}, "sharpness"))[1], found, rtol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["forward", "backward"])
+def test_gradient_regularization_tends_to_the_gradient_of_the_penalised_loss(form):
+    """Of L + gamma / 2 * ||grad L||^2: g + gamma * H g, where H is diag(3 w_i^2 + 2 i)."""
+    gamma, errors = 0.3, []
+    for epsilon in (1e-3, 1e-4):
+        settings = {"gamma": gamma, "epsilon": epsilon, "form": form}
+        w, found = flat_gradient(build(node("gradient_regularization") | settings, "sharpness"))
+        exact = grad_fn(w) + gamma * (3 * w**2 + 2 * np.arange(len(w))) * grad_fn(w)
+        errors.append(found - exact)
+    assert abs(errors[1]).max() < 1e-3 * abs(exact).max()
+    np.testing.assert_allclose(errors[0], 10 * errors[1], rtol=0.1, atol=1e-9)  # of first order in epsilon
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -170,6 +224,7 @@ def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypa
         *SMALL[:-1],
         "model=resnet20",
         f"sharpness={name}",
+        *NEEDS.get(name, []),
         *options,
         "train.precision=fp16",
         "hook=[ema,clip]",
@@ -249,3 +304,70 @@ def test_closure_create_graph_differentiates_the_gradient():
         run.weights.add_(g, -2 * h)
         down = gradient_of(run, batch)
     torch.testing.assert_close(found, (up - down) / (2 * h), rtol=1e-4, atol=1e-8)
+
+
+def test_closure_below_keeps_the_value_and_the_gradient_of_the_smaller_losses():
+    run = trainer(*SMALL, "train.accumulate=2", double=True)
+    batch = some_batch(run)
+    with torch.no_grad():
+        losses = run.loss(run.model(batch.x), batch)
+    limit = losses.median().item()
+    found = Closure(run, batch, alone=False)(below=limit)
+    assert found.loss.item() == pytest.approx(losses.mean().item(), rel=1e-12)
+    gradient = run.weights.grad.clone()
+    part = batch.select(losses < limit)
+    part.total = len(part)
+    share = len(part) / len(batch)
+    torch.testing.assert_close(gradient, share * gradient_of(run, part), rtol=1e-10, atol=1e-13)
+    Closure(run, batch, alone=False)(below=0.0)
+    assert run.weights.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("model", [["model.hidden=[16]"], ["model=resnet20"]], ids=["mlp", "resnet20"])
+def test_robust_weight_perturbation_is_the_authors_loop(model):
+    """calc_awp of utils_rwp.py: copies of the model, SGD of lr 0.01 up the masked loss, differences of the copies."""
+    settings = ["sharpness=robust_weight_perturbation", "sharpness.gamma=0.05", "sharpness.steps=3"]
+    run = trainer(*SMALL[:-1], *model, *settings, double=True)
+    batch = some_batch(run, 16)
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(run.model(batch.x).logits, batch.y, reduction="none")
+    run.sharpness.threshold = threshold = losses.median().item() + 0.05
+    state = copy.deepcopy(run.model.state_dict())
+    proxy, counts = copy.deepcopy(run.model), []
+    names = [name for name, p in proxy.named_parameters() if "weight" in name and p.dim() > 1]
+    diff, scaled = {name: 0.0 for name in names}, {name: 0.0 for name in names}
+    for _ in range(3):
+        proxy.load_state_dict(state)
+        parameters = dict(proxy.named_parameters())
+        with torch.no_grad():
+            for name in names:
+                parameters[name] += 0.05 * scaled[name]
+        before = {name: parameters[name].detach().clone() for name in names}
+        loss = torch.nn.functional.cross_entropy(proxy(batch.x).logits, batch.y, reduction="none")
+        counts.append((loss < threshold).sum().item())
+        optimizer = torch.optim.SGD(proxy.parameters(), lr=0.01)
+        optimizer.zero_grad()
+        (-(loss * (loss < threshold)).mean()).backward()
+        optimizer.step()
+        diff = {name: diff[name] + parameters[name].detach() - before[name] for name in names}
+        norm = torch.cat([state[name].flatten() for name in names]).norm()
+        scale = norm / (torch.cat([diff[name].flatten() for name in names]).norm() + 1e-20)
+        scaled = {name: scale * diff[name] for name in names}
+    proxy.load_state_dict(state)
+    with torch.no_grad():
+        for name, parameter in proxy.named_parameters():
+            if name in names:
+                parameter += 0.05 * scaled[name]
+    loss = torch.nn.functional.cross_entropy(proxy(batch.x).logits, batch.y)
+    expected = run.weights.flatten(torch.autograd.grad(loss, list(proxy.parameters())))
+    assert 0 < counts[0] < 16 and counts[-1] < counts[0]  # and the condition stops some
+    found = gradient_of(run, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
+    run.sharpness = build(node("none"), "sharpness")
+    assert (gradient_of(run, batch) - found).norm() > 1e-2 * found.norm()
+
+
+def test_robust_weight_perturbation_below_every_loss_is_the_plain_gradient():
+    words = ["sharpness=robust_weight_perturbation", "sharpness.threshold=1e-6"]
+    run, plain = trainer(*SMALL, *words), trainer(*SMALL)
+    assert torch.equal(gradient_of(run, some_batch(run)), gradient_of(plain, some_batch(plain)))

@@ -11,7 +11,8 @@ class Hook:
     """Base of every hook. `run` is the `runner.trainer.Trainer`; state goes through state_dict / load_state_dict.
 
     Where runs are trained side by side, `loss` is called under one vmap and of `run` it sees count, steps and
-    steps_per_epoch only; `batch` is called for one replica after another.
+    steps_per_epoch only; `batch` and `observe` are called for one replica after another, and what they change in a
+    tensor of the hook they change in place: it is a row of what `loss` sees.
 
     Attributes
     ----------
@@ -35,6 +36,9 @@ class Hook:
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         """A penalty, a scalar, added to the risk in every pass."""
+
+    def observe(self, run, out: Output, batch: Batch) -> None:
+        """Once a step with the detached pass at w, and not when the step was skipped: memories, by `batch.index`."""
 
     def gradient(self, run) -> None:
         """After the sharpness method, before the optimizer: clipping, noise, surgery on `run.weights.grad`."""
@@ -64,7 +68,7 @@ class Hooks:
 
         self.starts = having("start")
         self.batches, self.losses, self.gradients = having("batch"), having("loss"), having("gradient")
-        self.steps, self.evaluations = having("step"), having("weights")
+        self.observers, self.steps, self.evaluations = having("observe"), having("step"), having("weights")
 
     def start(self, run) -> None:
         for start in self.starts:
@@ -79,6 +83,10 @@ class Hooks:
         for penalty in self.losses:
             loss = loss + penalty(run, out, batch)
         return loss
+
+    def observe(self, run, out: Output, batch: Batch) -> None:
+        for note in self.observers:
+            note(run, out, batch)
 
     def gradient(self, run) -> None:
         for change in self.gradients:

@@ -1,5 +1,6 @@
 """Risks: how per-sample losses become the one number to minimise."""
 
+import torch
 from torch import Tensor, nn
 
 from runner.batch import Batch
@@ -7,6 +8,9 @@ from runner.batch import Batch
 
 class Risk(nn.Module):
     """Base of every risk: (B,) losses -> a scalar. `batch.weight`, where set, multiplies the losses.
+
+    `forward` has no side effect. State is in buffers, which the checkpoint holds, and only `observe` changes it. A
+    constructor may ask by name for what the data set knows: `classes`, `samples`, `class_counts`.
 
     Attributes
     ----------
@@ -19,3 +23,15 @@ class Risk(nn.Module):
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def observe(self, losses: Tensor, batch: Batch, step: int, steps: int) -> None:
+        """Called once a step with the detached losses at w, and not when the step was skipped; with `sharpness.m` once
+        for every m samples. step: updates so far, this one included; steps: those of the whole run."""
+
+
+def attended(losses: Tensor, batch: Batch) -> Tensor:
+    """The losses, of which those that are not below `batch.limit`, where set, have no gradient."""
+    if batch.limit is None:
+        return losses
+    rest = losses.detach()
+    return torch.where(rest < batch.limit.reshape(batch.limit.shape + (1,) * (losses.dim() - 1)), losses, rest)

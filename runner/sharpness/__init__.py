@@ -9,9 +9,15 @@ from runner.weights import Weights
 
 
 class Closure(Protocol):
-    """Zero grad, every micro-batch forward and backward, unscale, reduce over devices: fills `Weights.grad`."""
+    """Zero grad, every micro-batch forward and backward, unscale, reduce over devices: fills `Weights.grad`.
 
-    def __call__(self, mask: Tensor | None = None, create_graph: bool = False) -> Pass: ...
+    mask : only these samples. below : only samples whose loss is below it have a gradient, the others weigh as before;
+    a number, or one for each replica.
+    """
+
+    def __call__(
+        self, mask: Tensor | None = None, create_graph: bool = False, below: float | Tensor | None = None
+    ) -> Pass: ...
 
 
 class Sharpness:

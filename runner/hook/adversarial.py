@@ -1,0 +1,92 @@
+"""Adversarial training: inputs at which the loss is worse."""
+
+from dataclasses import replace
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from runner import keyed
+from runner.batch import Batch
+from runner.hook import Hook
+from runner.schema import Count, NonNegative, OpenFraction, Positive
+
+
+class Adversarial(Hook):
+    """Train at inputs moved against the loss, at most epsilon in every coordinate: FGSM (Goodfellow et al., ICLR 2015,
+    arXiv:1412.6572, sections 4 and 6) and PGD (Madry et al., ICLR 2018, arXiv:1706.06083).
+
+        x_0 = x, or uniform in the box |x_0 - x| <= epsilon where `random`
+        x_{t+1} = clip of x_t + step * sign(grad_x l(x_t, y))  to the box and to [low, high],   `steps` times
+        objective: clean * risk(x) + (1 - clean) * risk(x_steps)
+
+    FGSM is one step of length epsilon from x, and the paper trains with clean = 0.5; PGD takes more steps from a random
+    point and trains on nothing else. Lengths are shares of high - low, the range of the raw inputs, whatever their
+    normalisation: 0.25 for MNIST and 8/255 for CIFAR are those of the two papers.
+
+    The attack is on the run's own loss at w, without risk and penalties, in training mode as in the authors' PGD code;
+    running statistics do not see it, and its dropout mask is that of the pass to come. It is made once a step: every
+    pass of a sharpness method sees the same inputs. Its random starts are keyed by epoch and sample. With clean the
+    batch has both halves, each sample twice, weighted by 2 * clean and 2 * (1 - clean), which the mean as the
+    risk makes the mixture; memories of a loss then see both. Training loss and accuracy are those of these inputs,
+    evaluation is on clean ones.
+
+    Parameters
+    ----------
+    epsilon : largest move, as a share of high - low. Default 0.25, FGSM's for MNIST.
+    step : length of a step, in the same units. Default 0.25.
+    steps : default 1.
+    random : start at a random point. Default false.
+    clean : share of the clean inputs' loss, in [0, 1); null: they are left out. Default 0.5.
+    low, high : range of the raw inputs. Default 0 and 255, those of images; dataset=digits has 0 and 16.
+
+    Raises
+    ------
+    ValueError
+        low is not below high.
+    """
+
+    def __init__(
+        self,
+        epsilon: NonNegative = 0.25,
+        step: Positive = 0.25,
+        steps: Count = 1,
+        random: bool = False,
+        clean: OpenFraction | None = 0.5,
+        low: float = 0.0,
+        high: float = 255.0,
+    ):
+        if low >= high:
+            raise ValueError(f"low={low} is not below high={high}")
+        self.epsilon, self.step_size, self.steps, self.random, self.clean = epsilon, step, steps, random, clean
+        self.low, self.high = low, high
+
+    def batch(self, run, batch: Batch) -> Batch:
+        parts = batch.split(ceil(len(batch) / run.train.accumulate))
+        moved = torch.cat([self.attack(run, part) for part in parts])
+        if self.clean is None:
+            return replace(batch, x=moved)
+        both = {name: torch.cat([values, values]) for name, values in batch.tensors().items()}
+        both["x"] = torch.cat([batch.x, moved])
+        weight = batch.x.new_ones(len(batch)) if batch.weight is None else batch.weight
+        both["weight"] = torch.cat([2 * self.clean * weight, 2 * (1 - self.clean) * weight])
+        return Batch(**both, total=2 * batch.total)
+
+    def attack(self, run, batch: Batch) -> Tensor:
+        """The batch's inputs, moved."""
+        loader, x = run.loader, batch.x
+        low, high = ((edge - loader.mean) * loader.scale for edge in (self.low, self.high))
+        unit = high - low  # of the normalised inputs, by channel
+        floor, ceiling = torch.maximum(x - self.epsilon * unit, low), torch.minimum(x + self.epsilon * unit, high)
+        moved = x
+        if self.random:
+            epoch = run.count // run.steps_per_epoch
+            draw = keyed.uniform(loader.seed, "adversarial", epoch, batch.index, x[0].numel()).view_as(x)
+            moved = x + self.epsilon * unit * (2 * draw.to(x) - 1)
+        for _ in range(self.steps):
+            moved = moved.clamp(floor, ceiling).detach().requires_grad_()
+            with run.statistics(live=False):
+                loss = run.precision.up(run.loss(run.outputs(moved), replace(batch, x=moved)).sum())
+                (gradient,) = torch.autograd.grad(loss, moved)
+            moved = moved + self.step_size * unit * gradient.sign().nan_to_num()  # fp16 may overflow
+        return moved.detach().clamp(floor, ceiling).to(x.dtype)

@@ -1,0 +1,136 @@
+"""FGSM and PGD: closed forms for linear models, whole steps against plain PyTorch, bounds, keys."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from runner.batch import Output
+from runner.build import ConfigError, build
+from runner.hook import Hooks
+from runner.hook.adversarial import Adversarial
+from tests.tiny import SMALL, trainer
+
+DIGITS = 16.0
+
+
+class Linear(nn.Module):
+    """Two logits (0, w.x) of flat inputs."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        z = x.flatten(1) @ self.weight
+        return Output(torch.stack([torch.zeros_like(z), z], -1), x.flatten(1))
+
+
+def with_hook(hook, *words):
+    run = trainer(*SMALL, *words, double=True)
+    run.hooks = Hooks({"mine": hook})
+    return run
+
+
+def raw(run, x):
+    return x / run.loader.scale + run.loader.mean
+
+
+def test_fgsm_of_a_logistic_regression_is_its_closed_form():
+    """Section 5 of Goodfellow et al.: the worst move is epsilon * sign(w) against the label."""
+    run = with_hook(Adversarial(0.1, 0.1, clean=None, low=-1000, high=1000))  # so that no input is at an edge
+    weight = torch.randn(64, dtype=torch.float64)
+    run.forward = Linear(weight)
+    batch = next(run.loader.epoch(0))
+    batch.y = (batch.y > 4).long()
+    moved = run.hooks.batch(run, batch)
+    sign = torch.where(batch.y == 1, -1.0, 1.0)[:, None] * weight.sign()
+    expected = raw(run, batch.x).flatten(1) + 0.1 * 2000 * sign
+    torch.testing.assert_close(raw(run, moved.x).flatten(1), expected.double(), rtol=1e-6, atol=1e-5)
+    assert torch.equal(moved.y, batch.y) and torch.equal(moved.index, batch.index) and moved.total == batch.total
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_moves_are_those_of_plain_pytorch(steps):
+    run = with_hook(Adversarial(0.1, 0.04, steps=steps, clean=None, high=DIGITS))
+    batch = next(run.loader.epoch(0))
+    moved = raw(run, run.hooks.batch(run, batch).x)
+    origin = raw(run, batch.x)
+    x = origin.clone()
+    for _ in range(steps):
+        x.requires_grad_()
+        loss = F.cross_entropy(run.model((x - run.loader.mean) * run.loader.scale).logits, batch.y)
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = x.detach() + 0.04 * DIGITS * gradient.sign()
+        x = origin + (x - origin).clamp(-0.1 * DIGITS, 0.1 * DIGITS)
+        x = x.clamp(0, DIGITS)
+    torch.testing.assert_close(moved, x, rtol=0, atol=1e-6)
+
+
+def test_a_random_start_stays_in_the_box_and_is_keyed_by_epoch_and_sample():
+    run = with_hook(Adversarial(0.2, 1e-9, random=True, clean=None, high=DIGITS))
+    batch = next(run.loader.epoch(0))
+    first = run.hooks.batch(run, batch).x
+    move = (raw(run, first) - raw(run, batch.x)) / DIGITS
+    assert move.abs().max() <= 0.2 + 1e-6 and raw(run, first).min() >= -1e-5 and raw(run, first).max() <= 16 + 1e-5
+    inside = (raw(run, batch.x) > 4) & (raw(run, batch.x) < 12)  # no edge there: the move is uniform
+    assert move[inside].std().item() == pytest.approx(0.4 / 12**0.5, rel=0.1)
+    turned = run.hooks.batch(run, batch.select(torch.arange(31, -1, -1))).x
+    torch.testing.assert_close(turned.flip(0), first)
+    run.count = run.steps_per_epoch
+    assert (run.hooks.batch(run, batch).x - first).abs().max() > 0.1
+
+
+def test_the_mixture_is_that_of_the_two_risks():
+    hook = Adversarial(0.1, 0.1, clean=0.3, high=DIGITS)
+    run, plain = with_hook(hook, "train.accumulate=2"), trainer(*SMALL, double=True)
+    batch = next(run.loader.epoch(0))
+    both = run.hooks.batch(run, batch)
+    assert len(both) == 64 and both.total == 64
+    value = run.gradient(both, note=False)
+    parts = []
+    for x in (batch.x, both.x[32:]):
+        loss = F.cross_entropy(plain.model(x).logits, batch.y)
+        parts.append((loss.item(), plain.weights.flatten(torch.autograd.grad(loss, plain.weights.parameters))))
+    assert value.item() == pytest.approx(0.3 * parts[0][0] + 0.7 * parts[1][0], rel=1e-12)
+    torch.testing.assert_close(run.weights.grad, 0.3 * parts[0][1] + 0.7 * parts[1][1], rtol=1e-9, atol=1e-12)
+
+
+def test_an_attack_makes_the_loss_worse_and_leaves_the_run_alone():
+    words = [*SMALL[:-1], "model=resnet20", "hook=pgd", "hook.pgd.high=16", "hook.pgd.epsilon=0.1"]
+    run = trainer(*words, "hook.pgd.step=0.03", "hook.pgd.steps=3")
+    state, grad = copy.deepcopy(run.model.state_dict()), run.weights.grad.clone()
+    batch = next(run.loader.epoch(0))
+    moved = run.hooks.batch(run, batch)
+    assert all(torch.equal(value, state[name]) for name, value in run.model.state_dict().items())
+    assert torch.equal(run.weights.grad, grad) and all(norm.track_running_stats for norm in run.norms)
+    with torch.no_grad(), run.statistics(live=False):
+        before, after = (run.loss(run.model(own.x), own).mean() for own in (batch, moved))
+    assert after > before + 0.1
+
+
+@pytest.mark.parametrize("option", ["fgsm", "pgd"])
+def test_training_with_it_makes_a_model_harder_to_attack(option):
+    own = [f"hook={option}", f"hook.{option}.high=16", f"hook.{option}.epsilon=0.25", f"hook.{option}.step=0.1"]
+    runs = [trainer(*SMALL, "optim.lr=0.05", "train.epochs=12", *words) for words in ([], own)]
+    losses = []
+    for run in runs:
+        for epoch in range(12):
+            for batch in run.loader.epoch(epoch):
+                run.step(batch)
+        batch = next(run.loader.epoch(0))
+        moved = Adversarial(0.25, 0.1, steps=5, clean=None, high=DIGITS).batch(run, batch)
+        with torch.no_grad():
+            losses.append(run.loss(run.model(moved.x), moved).mean().item())
+    assert losses[1] < 0.7 * losses[0]
+
+
+def test_the_papers_numbers_and_a_range_that_is_none():
+    pgd, fgsm = (trainer(*SMALL, f"hook={name}").hooks.named[name] for name in ("pgd", "fgsm"))
+    np.testing.assert_allclose([pgd.epsilon * 255, pgd.step_size * 255, pgd.steps], [8, 2, 7], rtol=1e-12)
+    assert (fgsm.epsilon, fgsm.step_size, fgsm.steps, fgsm.clean, fgsm.random) == (0.25, 0.25, 1, 0.5, False)
+    with pytest.raises(ConfigError, match="hook: low=3.0 is not below high=2.0"):
+        build({"_target_": "runner.hook.adversarial.Adversarial", "low": 3.0, "high": 2.0}, "hook")

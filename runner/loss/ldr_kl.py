@@ -3,11 +3,12 @@
 from math import log
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from runner.batch import Batch, Output
-from runner.loss import Loss, log_rest, soft_targets, wide
+from runner.loss import Loss, log_rest, wide
 from runner.schema import NonNegative, Positive
 
 Scaling = Literal["none", "l1", "softplus"]
@@ -61,5 +62,11 @@ def scaled(logits: Tensor, scaling: Scaling) -> Tensor:
 def robust(f: Tensor, y: Tensor, lam: float | Tensor, margin: float | Tensor) -> Tensor:
     """The loss of scores (..., C); lam is a number or (..., 1)."""
     z = f / lam
-    each = lam * (F.softplus(log_rest(z) - z + margin / lam) - log(f.shape[-1]))  # (..., C): for every class as label
-    return (soft_targets(y, f) * each).sum(-1)
+
+    def cost(gap: Tensor) -> Tensor:
+        return lam * (F.softplus(gap + margin / lam) - log(f.shape[-1]))
+
+    if y.dim() == f.dim():
+        return (y.to(f.dtype) * cost(log_rest(z) - z)).sum(-1)
+    y = y.unsqueeze(-1)  # one label takes half the time of all
+    return cost(z.scatter(-1, y, -torch.inf).logsumexp(-1, keepdim=True) - z.gather(-1, y)).squeeze(-1)

@@ -1,8 +1,24 @@
-"""The contract of every loss in conf/loss, its values against tests/reference/loss_<option>.py, and known points."""
+"""The contract of every loss in conf/loss, its values against tests/reference/loss_<option>.py, and known points.
+
+A reference module has
+
+    SETTINGS                        the constructor's settings to try; {} are the defaults of the YAML
+    reference(logits, y, **setting) the values (B,) in numpy, from the definition
+    TARGETS                         what y may be, of "ids" (B,), "soft" (B, C), "multihot" (B, C) and "real" (B,) with
+                                    logits (B, 1). Without it: ids and soft
+    COUPLED                         True where the value of a sample depends on the rest of the batch
+    observed(state, logits, y, index, **setting)
+                                    where the loss has memories: its state after `observe`, a dict of arrays
+
+and `reference` may ask by name for `state` (the loss's state_dict before the pass, as a dict of arrays), `index` (B,),
+`features` (B, D), `classes`, `samples`, `class_counts`, and `held`: the logits, (B, C), at which what the loss detaches
+is to be evaluated. They are those of the pass, but for the test of the gradient, which moves `logits` alone.
+"""
 
 import importlib
 import importlib.util
 import inspect
+from functools import lru_cache
 from math import log
 from pathlib import Path
 
@@ -13,6 +29,7 @@ import yaml
 from torch.nn import functional as F
 
 from runner.batch import Batch, Output
+from runner.loss import Loss
 from runner.loss.ce import CrossEntropy
 from runner.loss.focal import Focal
 from runner.loss.mse import Square
@@ -22,17 +39,23 @@ from runner.loss.poly_focal import PolyFocal
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
 B, C, D = 6, 5, 3
-CONTEXT = {"classes": C, "samples": 20, "class_counts": torch.tensor([8, 5, 4, 2, 1])}
+CONTEXT = {"classes": C, "samples": 20, "class_counts": [8, 5, 4, 2, 1]}
 
 
 def make(option, **settings):
+    """The loss of the option. Its memories are those after a step on some of the samples: not all alike."""
     node = yaml.safe_load((ROOT / "conf" / "loss" / f"{option}.yaml").read_text())
     module, name = node.pop("_target_").rsplit(".", 1)
     target = getattr(importlib.import_module(module), name)
     asked = inspect.signature(target).parameters
-    return target(**{key: value for key, value in CONTEXT.items() if key in asked}, **(node | settings))
+    loss = target(**{key: value for key, value in CONTEXT.items() if key in asked}, **(node | settings)).double()
+    if type(loss).observe is not Loss.observe:
+        kind = kinds(option)[0]
+        loss.observe(Output(logits(kind, seed=8), FEATURES), batch(TARGETS[kind], torch.tensor([0, 2, 3, 7, 19, 12])))
+    return loss
 
 
+@lru_cache
 def reference(option):
     path = ROOT / "tests" / "reference" / f"loss_{option}.py"
     assert path.exists(), f"conf/loss/{option}.yaml needs an independent formula in {path.relative_to(ROOT)}"
@@ -42,16 +65,18 @@ def reference(option):
     return module
 
 
-def settings():
-    """(option, one of its reference's settings); one without a reference fails when it comes to its values."""
-    found = []
-    for option in OPTIONS:
-        path = ROOT / "tests" / "reference" / f"loss_{option}.py"
-        for setting in reference(option).SETTINGS if path.exists() else [{}]:
-            found.append(
-                pytest.param(option, setting, id="-".join([option, *(f"{k}={v}" for k, v in setting.items())]))
-            )
-    return found
+def arrays(loss):
+    return {name: tensor.detach().numpy().copy() for name, tensor in loss.state_dict().items()}
+
+
+def expected(option, setting, loss, z, y, held=None):
+    """The reference's values, with what it asks for."""
+    z = z.detach().numpy()
+    given = {"state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy(), **CONTEXT}
+    given["held"] = z if held is None else held.numpy()
+    asked = inspect.signature(reference(option).reference).parameters
+    given = {name: what for name, what in given.items() if name in asked}
+    return reference(option).reference(z, y.numpy(), **given, **setting)
 
 
 def batch(y, index=None):
@@ -60,15 +85,57 @@ def batch(y, index=None):
 
 
 def value(loss, logits, y):
-    return loss(Output(logits, logits.new_zeros(*logits.shape[:-1], D)), batch(y))
+    features = FEATURES.to(logits.dtype)[: len(logits)]
+    return loss(
+        Output(logits, features.reshape(-1, *[1] * (logits.dim() - 2), D).expand(*logits.shape[:-1], D)), batch(y)
+    )
 
 
 def draw(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2
 
 
+FEATURES = draw(B, D, seed=2)
 IDS = torch.tensor([0, 4, 2, 2, 1, 3])
 SOFT = torch.softmax(draw(B, C, seed=1), -1)
+MULTIHOT = torch.tensor(
+    [[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0], [0, 1, 1, 0, 1], [1, 0, 1, 0, 0.0]]
+)
+TARGETS = {"ids": IDS, "soft": SOFT, "multihot": MULTIHOT, "real": draw(B, seed=3)}
+
+
+def logits(kind, *lead, dtype=torch.float64, seed=0):
+    return draw(*(lead or (B,)), 1 if kind == "real" else C, dtype=dtype, seed=seed)
+
+
+def kinds(option):
+    """The kinds of targets of the option; one without a reference fails when it comes to its values."""
+    path = ROOT / "tests" / "reference" / f"loss_{option}.py"
+    return getattr(reference(option), "TARGETS", ("ids", "soft")) if path.exists() else ("ids", "soft")
+
+
+def settings(*wanted):
+    """(option, one of its reference's settings, one of its kinds of targets), of the kinds wanted."""
+    found = []
+    for option in OPTIONS:
+        path = ROOT / "tests" / "reference" / f"loss_{option}.py"
+        for setting in reference(option).SETTINGS if path.exists() else [{}]:
+            name = "-".join([option, *(f"{k}={v}" for k, v in setting.items())])
+            found += [
+                pytest.param(option, setting, kind, id=f"{name}-{kind}")
+                for kind in kinds(option)
+                if kind in wanted or not wanted
+            ]
+    return found
+
+
+def says(option, name):
+    """Whether the option's reference has it."""
+    path = ROOT / "tests" / "reference" / f"loss_{option}.py"
+    return path.exists() and bool(getattr(reference(option), name, False))
+
+
+FIRST = [pytest.param(option, kinds(option)[0], id=option) for option in OPTIONS]
 
 
 def test_there_are_losses():
@@ -78,109 +145,150 @@ def test_there_are_losses():
 # ---- the contract
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("option", "kind"), FIRST)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_shape_and_dtype(option, dtype):
-    loss = value(make(option), draw(B, C).to(dtype), IDS)
+def test_shape_and_dtype(option, kind, dtype):
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    loss = value(make(option).to(wide), logits(kind).to(dtype), TARGETS[kind])
     assert loss.shape == (B,)
-    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert loss.dtype == wide
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_is_computed_in_fp32(option):
-    logits = draw(B, C).half()
-    torch.testing.assert_close(value(make(option), logits, IDS), value(make(option), logits.float(), IDS))
+@pytest.mark.parametrize(("option", "kind"), FIRST)
+def test_is_computed_in_fp32(option, kind):
+    z, loss = logits(kind).half(), make(option).float()
+    torch.testing.assert_close(value(loss, z, TARGETS[kind]), value(loss, z.float(), TARGETS[kind]))
 
 
-@pytest.mark.parametrize(("option", "setting"), settings())
-@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
-def test_finite_at_extreme_logits(option, setting, targets):
+@pytest.mark.parametrize(("option", "setting", "kind"), settings())
+def test_finite_at_extreme_logits(option, setting, kind):
     signs = torch.tensor([[1, -1, -1, -1, -1], [-1, -1, -1, -1, -1], [1, 1, 1, 1, 1.0]])
     rows = torch.cat([signs.roll(c, 1) for c in range(C)] + [torch.zeros(1, C)])  # right and wrong, alone and tied
+    loss = make(option, **setting).float()
     for scale in (1e4, 65504.0, 20.0, 1e-4):
         for row in rows:
-            logits = (row * scale).repeat(B, 1).requires_grad_()
-            loss = value(make(option, **setting), logits, targets)
-            assert torch.isfinite(loss).all(), (scale, row, loss)
-            (gradient,) = torch.autograd.grad(loss.sum(), logits)
+            z = (row * scale).repeat(B, 1)[:, : logits(kind).shape[-1]].requires_grad_()
+            values = value(loss, z, TARGETS[kind])
+            assert torch.isfinite(values).all(), (scale, row, values)
+            (gradient,) = torch.autograd.grad(values.sum(), z)
             assert torch.isfinite(gradient).all(), (scale, row, gradient)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", [option for option in OPTIONS if "ids" in kinds(option)])
 def test_finite_at_the_largest_fp16_logits(option):
     for y in range(C):
-        logits = torch.full((C, C), -65504.0, dtype=torch.float16).fill_diagonal_(65504.0).requires_grad_()
-        loss = value(make(option), logits, torch.full((C,), y))
-        (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
+        z = torch.full((C, C), -65504.0, dtype=torch.float16).fill_diagonal_(65504.0).requires_grad_()
+        values = value(make(option).float(), z, torch.full((C,), y))
+        (gradient,) = torch.autograd.grad(values.sum(), z)
+        assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(("option", "setting"), settings())
-@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
-def test_gradient_is_that_of_finite_differences(option, setting, targets):
-    loss = make(option, **setting).double()
-    assert torch.autograd.gradcheck(lambda z: value(loss, z, targets), draw(B, C).requires_grad_(), atol=1e-6)
+@pytest.mark.parametrize(("option", "setting", "kind"), settings())
+def test_gradient_is_that_of_finite_differences(option, setting, kind):
+    """Of the loss itself; where it detaches something, of its reference with that held."""
+    loss, z, y = make(option, **setting), logits(kind).requires_grad_(), TARGETS[kind]
+    if "held" not in inspect.signature(reference(option).reference).parameters:
+        assert torch.autograd.gradcheck(lambda z: value(loss, z, y), z, atol=1e-6)
+        return
+    weight, held, step = draw(B, seed=4), z.detach(), 1e-5  # weight: of the samples, so that none hides another
+    (gradient,) = torch.autograd.grad((weight * value(loss, z, y)).sum(), z)
+    for place in np.ndindex(*z.shape):
+        sides = []
+        for sign in (1, -1):
+            moved = held.clone()
+            moved[place] += sign * step
+            sides.append((weight.numpy() * expected(option, setting, loss, moved, y, held)).sum())
+        assert gradient[place].item() == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("option", "kind"), FIRST)
 @pytest.mark.parametrize("training", [True, False])
-def test_forward_changes_no_state(option, training):
-    loss = make(option).train(training)
+def test_forward_changes_no_state(option, kind, training):
+    loss = make(option).float().train(training)
     before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
     plain = {k: v for k, v in vars(loss).items() if isinstance(v, int | float | str | bool | type(None))}
-    logits = draw(B, C, dtype=torch.float32)
-    first, second = value(loss, logits, IDS), value(loss, logits, IDS)
+    z = logits(kind, dtype=torch.float32)
+    first, second = value(loss, z, TARGETS[kind]), value(loss, z, TARGETS[kind])
     assert torch.equal(first, second)
     assert loss.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
     assert all(vars(loss)[k] == v for k, v in plain.items())
 
 
-@pytest.mark.parametrize(("option", "setting"), settings())
-def test_leading_axes_broadcast(option, setting):
-    loss, logits = make(option, **setting), draw(B, 3, C)
-    for y in (IDS[:, None].repeat(1, 3), SOFT[:, None].repeat(1, 3, 1)):
-        tokens = value(loss, logits, y)
-        assert tokens.shape == (B, 3)
-        for t in range(3):
-            torch.testing.assert_close(tokens[:, t], value(loss, logits[:, t], y[:, t]))
+@pytest.mark.parametrize("option", OPTIONS)
+def test_who_remembers_says_how(option):
+    assert (type(make(option)).observe is not Loss.observe) == says(option, "observed")
 
 
-@pytest.mark.parametrize(("option", "setting"), settings())
-def test_one_hot_targets_equal_class_ids(option, setting):
-    loss, logits = make(option, **setting), draw(B, C)
-    torch.testing.assert_close(value(loss, logits, F.one_hot(IDS, C).float()), value(loss, logits, IDS))
+@pytest.mark.parametrize(
+    ("option", "setting", "kind"), [case for case in settings() if says(case.values[0], "observed")]
+)
+def test_observe_changes_the_rows_of_the_batch(option, setting, kind):
+    """As its definition says, and no others; the state_dict has all of it."""
+    loss, z, y = make(option, **setting), logits(kind, seed=5), TARGETS[kind]
+    index = torch.tensor([2, 11, 19, 5, 0, 7])  # seen before: 2, 19, 0, 7
+    before = arrays(loss)
+    after = reference(option).observed(before, z.numpy(), y.numpy(), index.numpy(), **setting)
+    loss.observe(Output(z, FEATURES), batch(y, index))
+    found = arrays(loss)
+    assert found.keys() == after.keys()
+    rest = np.setdiff1d(np.arange(CONTEXT["samples"]), index.numpy())
+    for name, memory in found.items():
+        np.testing.assert_allclose(memory, after[name], rtol=1e-10, atol=1e-12)
+        assert np.array_equal(memory[rest], before[name][rest])
+        assert not np.array_equal(memory[index.numpy()], before[name][index.numpy()])
+    other = make(option, **setting)
+    other.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(value(other, z, y), value(loss, z, y), rtol=0, atol=0)
+    np.testing.assert_allclose(value(loss, z, y).numpy(), expected(option, setting, loss, z, y), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("option", "setting"), settings())
-@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
-def test_values_of_the_formula(option, setting, targets):
-    logits = draw(B, C)
-    expected = reference(option).reference(logits.numpy(), targets.numpy(), **setting)
-    assert expected.shape == (B,)
-    np.testing.assert_allclose(
-        value(make(option, **setting), logits, targets).numpy(), expected, rtol=1e-10, atol=1e-12
-    )
+@pytest.mark.parametrize(
+    ("option", "setting", "kind"),
+    [case for case in settings() if not says(case.values[0], "observed") and not says(case.values[0], "COUPLED")],
+)
+def test_leading_axes_broadcast(option, setting, kind):
+    """But for memories, which have a row for a sample, and for what the samples of a batch decide together."""
+    loss, z = make(option, **setting), logits(kind, B, 3)
+    y = torch.stack([TARGETS[kind]] * 3, 1)
+    tokens = value(loss, z, y)
+    assert tokens.shape == (B, 3)
+    for t in range(3):
+        torch.testing.assert_close(tokens[:, t], value(loss, z[:, t], y[:, t]))
 
 
-@pytest.mark.parametrize(("option", "setting"), settings())
-@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "soft"])
+@pytest.mark.parametrize(("option", "setting", "kind"), settings("soft"))
+def test_one_hot_targets_equal_class_ids(option, setting, kind):
+    if "ids" in kinds(option):
+        loss, z = make(option, **setting), logits(kind)
+        torch.testing.assert_close(value(loss, z, F.one_hot(IDS, C).float()), value(loss, z, IDS))
+
+
+@pytest.mark.parametrize(("option", "setting", "kind"), settings())
+def test_values_of_the_formula(option, setting, kind):
+    loss, z, y = make(option, **setting), logits(kind), TARGETS[kind]
+    values = expected(option, setting, loss, z, y)
+    assert values.shape == (B,)
+    np.testing.assert_allclose(value(loss, z, y).detach().numpy(), values, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("option", "setting", "kind"), settings())
 @pytest.mark.parametrize("shared", [True, False], ids=["same data", "own data"])
-def test_replica_axis_equals_a_loop(option, setting, targets, shared):
-    loss, logits = make(option, **setting), draw(3, B, C)
+def test_replica_axis_equals_a_loop(option, setting, kind, shared):
+    loss, z, targets = make(option, **setting), logits(kind, 3, B), TARGETS[kind]
     y = torch.stack([targets] * 3 if shared else [targets, targets.roll(1, 0), targets.flip(0)])
     index = torch.arange(B)
 
     def one(z, y):
-        return loss(Output(z, z.new_zeros(B, D)), batch(y, index)).sum()
+        return loss(Output(z, FEATURES), batch(y, index)).sum()
 
     both = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, None if shared else 0))
-    gradients, values = both(logits, y[0] if shared else y)
+    gradients, values = both(z, y[0] if shared else y)
     for k in range(3):
-        z = logits[k].clone().requires_grad_()
-        alone = one(z, y[k])
+        own = z[k].clone().requires_grad_()
+        alone = one(own, y[k])
         torch.testing.assert_close(values[k], alone.detach())
-        torch.testing.assert_close(gradients[k], torch.autograd.grad(alone, z)[0])
+        torch.testing.assert_close(gradients[k], torch.autograd.grad(alone, own)[0])
 
 
 # ---- points worked out by hand: p = softmax(ln 2, 0, 0) = (1/2, 1/4, 1/4), targets 0 and 1

@@ -6,6 +6,7 @@ A reference module has
     reference(logits, y, **setting) the values (B,) in numpy, from the definition
     TARGETS                         what y may be, of "ids" (B,), "soft" (B, C), "multihot" (B, C) and "real" (B,) with
                                     logits (B, 1). Without it: ids and soft
+    CLASSES                         where the loss is defined for this number of classes only
     COUPLED                         True where the value of a sample depends on the rest of the batch
     observed(state, logits, y, index, **setting)
                                     where the loss has memories: its state after `observe`, a dict of arrays
@@ -48,11 +49,18 @@ def make(option, **settings):
     module, name = node.pop("_target_").rsplit(".", 1)
     target = getattr(importlib.import_module(module), name)
     asked = inspect.signature(target).parameters
-    loss = target(**{key: value for key, value in CONTEXT.items() if key in asked}, **(node | settings)).double()
+    given = {key: value for key, value in context(option).items() if key in asked}
+    loss = target(**given, **(node | settings)).double()
     if type(loss).observe is not Loss.observe:
-        kind = kinds(option)[0]
-        loss.observe(Output(logits(kind, seed=8), FEATURES), batch(TARGETS[kind], torch.tensor([0, 2, 3, 7, 19, 12])))
+        kind, index = kinds(option)[0], torch.tensor([0, 2, 3, 7, 19, 12])
+        loss.observe(Output(logits(option, kind, seed=8), FEATURES), batch(targets(option, kind), index))
     return loss
+
+
+def context(option):
+    """What the data set knows, with as many classes as the option is defined for."""
+    classes = says(option, "CLASSES") or C
+    return CONTEXT | {"classes": classes, "class_counts": CONTEXT["class_counts"][:classes]}
 
 
 @lru_cache
@@ -72,7 +80,7 @@ def arrays(loss):
 def expected(option, setting, loss, z, y, held=None):
     """The reference's values, with what it asks for."""
     z = z.detach().numpy()
-    given = {"state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy(), **CONTEXT}
+    given = {"state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy(), **context(option)}
     given["held"] = z if held is None else held.numpy()
     asked = inspect.signature(reference(option).reference).parameters
     given = {name: what for name, what in given.items() if name in asked}
@@ -101,25 +109,32 @@ SOFT = torch.softmax(draw(B, C, seed=1), -1)
 MULTIHOT = torch.tensor(
     [[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0], [0, 1, 1, 0, 1], [1, 0, 1, 0, 0.0]]
 )
-TARGETS = {"ids": IDS, "soft": SOFT, "multihot": MULTIHOT, "real": draw(B, seed=3)}
+REAL = draw(B, seed=3)
 
 
-def logits(kind, *lead, dtype=torch.float64, seed=0):
-    return draw(*(lead or (B,)), 1 if kind == "real" else C, dtype=dtype, seed=seed)
+def logits(option, kind, *lead, dtype=torch.float64, seed=0):
+    return draw(*(lead or (B,)), 1 if kind == "real" else context(option)["classes"], dtype=dtype, seed=seed)
+
+
+def targets(option, kind):
+    classes = context(option)["classes"]
+    if kind == "ids":
+        return IDS % classes
+    if kind == "soft":
+        return SOFT[:, :classes] / SOFT[:, :classes].sum(-1, keepdim=True)
+    return MULTIHOT[:, :classes] if kind == "multihot" else REAL
 
 
 def kinds(option):
     """The kinds of targets of the option; one without a reference fails when it comes to its values."""
-    path = ROOT / "tests" / "reference" / f"loss_{option}.py"
-    return getattr(reference(option), "TARGETS", ("ids", "soft")) if path.exists() else ("ids", "soft")
+    return says(option, "TARGETS") or ("ids", "soft")
 
 
 def settings(*wanted):
     """(option, one of its reference's settings, one of its kinds of targets), of the kinds wanted."""
     found = []
     for option in OPTIONS:
-        path = ROOT / "tests" / "reference" / f"loss_{option}.py"
-        for setting in reference(option).SETTINGS if path.exists() else [{}]:
+        for setting in says(option, "SETTINGS") or [{}]:
             name = "-".join([option, *(f"{k}={v}" for k, v in setting.items())])
             found += [
                 pytest.param(option, setting, kind, id=f"{name}-{kind}")
@@ -130,9 +145,9 @@ def settings(*wanted):
 
 
 def says(option, name):
-    """Whether the option's reference has it."""
+    """What the option's reference says by this name, or None."""
     path = ROOT / "tests" / "reference" / f"loss_{option}.py"
-    return path.exists() and bool(getattr(reference(option), name, False))
+    return getattr(reference(option), name, None) if path.exists() else None
 
 
 FIRST = [pytest.param(option, kinds(option)[0], id=option) for option in OPTIONS]
@@ -149,15 +164,15 @@ def test_there_are_losses():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_shape_and_dtype(option, kind, dtype):
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    loss = value(make(option).to(wide), logits(kind).to(dtype), TARGETS[kind])
+    loss = value(make(option).to(wide), logits(option, kind).to(dtype), targets(option, kind))
     assert loss.shape == (B,)
     assert loss.dtype == wide
 
 
 @pytest.mark.parametrize(("option", "kind"), FIRST)
 def test_is_computed_in_fp32(option, kind):
-    z, loss = logits(kind).half(), make(option).float()
-    torch.testing.assert_close(value(loss, z, TARGETS[kind]), value(loss, z.float(), TARGETS[kind]))
+    z, loss = logits(option, kind).half(), make(option).float()
+    torch.testing.assert_close(value(loss, z, targets(option, kind)), value(loss, z.float(), targets(option, kind)))
 
 
 @pytest.mark.parametrize(("option", "setting", "kind"), settings())
@@ -167,8 +182,8 @@ def test_finite_at_extreme_logits(option, setting, kind):
     loss = make(option, **setting).float()
     for scale in (1e4, 65504.0, 20.0, 1e-4):
         for row in rows:
-            z = (row * scale).repeat(B, 1)[:, : logits(kind).shape[-1]].requires_grad_()
-            values = value(loss, z, TARGETS[kind])
+            z = (row * scale).repeat(B, 1)[:, : logits(option, kind).shape[-1]].requires_grad_()
+            values = value(loss, z, targets(option, kind))
             assert torch.isfinite(values).all(), (scale, row, values)
             (gradient,) = torch.autograd.grad(values.sum(), z)
             assert torch.isfinite(gradient).all(), (scale, row, gradient)
@@ -176,9 +191,10 @@ def test_finite_at_extreme_logits(option, setting, kind):
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if "ids" in kinds(option)])
 def test_finite_at_the_largest_fp16_logits(option):
-    for y in range(C):
-        z = torch.full((C, C), -65504.0, dtype=torch.float16).fill_diagonal_(65504.0).requires_grad_()
-        values = value(make(option).float(), z, torch.full((C,), y))
+    classes = context(option)["classes"]
+    for y in range(classes):
+        z = torch.full((classes, classes), -65504.0, dtype=torch.float16).fill_diagonal_(65504.0).requires_grad_()
+        values = value(make(option).float(), z, torch.full((classes,), y))
         (gradient,) = torch.autograd.grad(values.sum(), z)
         assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
 
@@ -186,7 +202,7 @@ def test_finite_at_the_largest_fp16_logits(option):
 @pytest.mark.parametrize(("option", "setting", "kind"), settings())
 def test_gradient_is_that_of_finite_differences(option, setting, kind):
     """Of the loss itself; where it detaches something, of its reference with that held."""
-    loss, z, y = make(option, **setting), logits(kind).requires_grad_(), TARGETS[kind]
+    loss, z, y = make(option, **setting), logits(option, kind).requires_grad_(), targets(option, kind)
     if "held" not in inspect.signature(reference(option).reference).parameters:
         assert torch.autograd.gradcheck(lambda z: value(loss, z, y), z, atol=1e-6)
         return
@@ -207,8 +223,8 @@ def test_forward_changes_no_state(option, kind, training):
     loss = make(option).float().train(training)
     before = {name: tensor.clone() for name, tensor in loss.state_dict().items()}
     plain = {k: v for k, v in vars(loss).items() if isinstance(v, int | float | str | bool | type(None))}
-    z = logits(kind, dtype=torch.float32)
-    first, second = value(loss, z, TARGETS[kind]), value(loss, z, TARGETS[kind])
+    z = logits(option, kind, dtype=torch.float32)
+    first, second = value(loss, z, targets(option, kind)), value(loss, z, targets(option, kind))
     assert torch.equal(first, second)
     assert loss.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in loss.state_dict().items())
@@ -217,7 +233,7 @@ def test_forward_changes_no_state(option, kind, training):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_who_remembers_says_how(option):
-    assert (type(make(option)).observe is not Loss.observe) == says(option, "observed")
+    assert (type(make(option)).observe is not Loss.observe) == (says(option, "observed") is not None)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +241,7 @@ def test_who_remembers_says_how(option):
 )
 def test_observe_changes_the_rows_of_the_batch(option, setting, kind):
     """As its definition says, and no others; the state_dict has all of it."""
-    loss, z, y = make(option, **setting), logits(kind, seed=5), TARGETS[kind]
+    loss, z, y = make(option, **setting), logits(option, kind, seed=5), targets(option, kind)
     index = torch.tensor([2, 11, 19, 5, 0, 7])  # seen before: 2, 19, 0, 7
     before = arrays(loss)
     after = reference(option).observed(before, z.numpy(), y.numpy(), index.numpy(), **setting)
@@ -249,8 +265,8 @@ def test_observe_changes_the_rows_of_the_batch(option, setting, kind):
 )
 def test_leading_axes_broadcast(option, setting, kind):
     """But for memories, which have a row for a sample, and for what the samples of a batch decide together."""
-    loss, z = make(option, **setting), logits(kind, B, 3)
-    y = torch.stack([TARGETS[kind]] * 3, 1)
+    loss, z = make(option, **setting), logits(option, kind, B, 3)
+    y = torch.stack([targets(option, kind)] * 3, 1)
     tokens = value(loss, z, y)
     assert tokens.shape == (B, 3)
     for t in range(3):
@@ -260,13 +276,13 @@ def test_leading_axes_broadcast(option, setting, kind):
 @pytest.mark.parametrize(("option", "setting", "kind"), settings("soft"))
 def test_one_hot_targets_equal_class_ids(option, setting, kind):
     if "ids" in kinds(option):
-        loss, z = make(option, **setting), logits(kind)
-        torch.testing.assert_close(value(loss, z, F.one_hot(IDS, C).float()), value(loss, z, IDS))
+        loss, z, y = make(option, **setting), logits(option, kind), targets(option, "ids")
+        torch.testing.assert_close(value(loss, z, F.one_hot(y, z.shape[-1]).float()), value(loss, z, y))
 
 
 @pytest.mark.parametrize(("option", "setting", "kind"), settings())
 def test_values_of_the_formula(option, setting, kind):
-    loss, z, y = make(option, **setting), logits(kind), TARGETS[kind]
+    loss, z, y = make(option, **setting), logits(option, kind), targets(option, kind)
     values = expected(option, setting, loss, z, y)
     assert values.shape == (B,)
     np.testing.assert_allclose(value(loss, z, y).detach().numpy(), values, rtol=1e-10, atol=1e-12)
@@ -275,8 +291,8 @@ def test_values_of_the_formula(option, setting, kind):
 @pytest.mark.parametrize(("option", "setting", "kind"), settings())
 @pytest.mark.parametrize("shared", [True, False], ids=["same data", "own data"])
 def test_replica_axis_equals_a_loop(option, setting, kind, shared):
-    loss, z, targets = make(option, **setting), logits(kind, 3, B), TARGETS[kind]
-    y = torch.stack([targets] * 3 if shared else [targets, targets.roll(1, 0), targets.flip(0)])
+    loss, z, own = make(option, **setting), logits(option, kind, 3, B), targets(option, kind)
+    y = torch.stack([own] * 3 if shared else [own, own.roll(1, 0), own.flip(0)])
     index = torch.arange(B)
 
     def one(z, y):
@@ -285,10 +301,10 @@ def test_replica_axis_equals_a_loop(option, setting, kind, shared):
     both = torch.func.vmap(torch.func.grad_and_value(one), in_dims=(0, None if shared else 0))
     gradients, values = both(z, y[0] if shared else y)
     for k in range(3):
-        own = z[k].clone().requires_grad_()
-        alone = one(own, y[k])
+        row = z[k].clone().requires_grad_()
+        alone = one(row, y[k])
         torch.testing.assert_close(values[k], alone.detach())
-        torch.testing.assert_close(gradients[k], torch.autograd.grad(alone, own)[0])
+        torch.testing.assert_close(gradients[k], torch.autograd.grad(alone, row)[0])
 
 
 # ---- points worked out by hand: p = softmax(ln 2, 0, 0) = (1/2, 1/4, 1/4), targets 0 and 1

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from runner import distributed
 from runner.batch import Batch, Output
 
 
@@ -34,3 +35,23 @@ def soft_targets(y: Tensor, logits: Tensor) -> Tensor:
     if y.dim() == logits.dim():
         return y.to(logits.dtype)
     return torch.zeros_like(logits).scatter(-1, y.unsqueeze(-1), 1.0)
+
+
+def log_rest(logits: Tensor) -> Tensor:
+    """log sum_{k != c} exp z_k for every class c, (..., C), C at least 2.
+
+    The loss of a sample that is almost right is a small difference of this and z_c, which log_softmax rounds away.
+    """
+    top = soft_targets(logits.argmax(-1), logits) > 0
+    p = torch.softmax(logits, -1).masked_fill(top, 0.0)  # of the others it is at most 1/2
+    below = logits.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.where(top, below, logits.logsumexp(-1, keepdim=True) + torch.log1p(-p))
+
+
+def remember(memory: Tensor, index: Tensor, rows: Tensor) -> None:
+    """memory[index] = rows, in place, for the samples of every process: what a loss's `observe` does to its memory."""
+    if distributed.world == 1:
+        memory[index] = rows.to(memory.dtype)
+    else:
+        for where, what in distributed.all_of((index.cpu(), rows.cpu())):
+            memory[where.to(memory.device)] = what.to(memory)

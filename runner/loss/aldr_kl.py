@@ -20,12 +20,13 @@ class ALDRKL(Loss):
 
     solved in turns, one turn a step: with q = softmax(f / t) and the sample's t of the step before,
 
-        t <- lam (1 - KL(q || 1/C) / (alpha log C)),   then   L = LDR-KL at t  - a / 2 (t - lam)^2,   t not differentiated
+        t <- lam (1 - KL(q || 1/C) / (alpha log C)),   then   L = LDR-KL at t  - a / 2 (t - lam)^2
 
-    Every t starts at lam. The t of the loss has the present f in it and is stored when the step is done. Turn, start and
-    the missing margin in q are those of the authors' code (Optimization-AI/ICML2023_LDR, ALDRLoss_V1), which adds 1e-5
-    to q against log 0; here q log q is exact. c, the scaling of the logits and soft targets are those of
-    `runner.loss.ldr_kl`. Logits (B, C) and targets (B,) or (B, C) give (B,).
+    Every t starts at lam. The t of the loss has the present f in it, which is not differentiated there, and is stored
+    when the step is done. Turn, start and the missing margin in q are those of the authors' code
+    (Optimization-AI/ICML2023_LDR, ALDRLoss_V1), which adds 1e-5 to q against log 0; here q log q is exact. c, the
+    scaling of the logits and soft targets are those of `runner.loss.ldr_kl`.
+    Logits (B, C) and targets (B,) or (B, C) give (B,).
 
     Parameters
     ----------

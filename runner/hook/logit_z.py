@@ -1,0 +1,31 @@
+"""The penalty on the log-partition function of the logits, called z-loss in language models."""
+
+from torch import Tensor
+
+from runner.batch import Batch, Output
+from runner.hook import Hook
+from runner.loss import wide
+from runner.schema import NonNegative
+
+
+class LogitZ(Hook):
+    """Keep the softmax normaliser Z near 1 (Chowdhery et al., PaLM, JMLR 2023, arXiv:2204.02311, section 5).
+
+        penalty = coefficient * mean (log Z)^2,   Z = sum_c exp z_c,   the mean over samples
+
+    Shifting all logits of a sample does not change its softmax but is what this penalises, so that they stay where half
+    precision can hold them. It is not the loss of the same name on standardised logits, loss=z_loss_spherical. The mean
+    is a plain one: it knows neither the risk's weights nor those of samples.
+
+    Parameters
+    ----------
+    coefficient : default 1e-4, PaLM's.
+    """
+
+    replicas = True
+
+    def __init__(self, coefficient: NonNegative = 1e-4):
+        self.coefficient = coefficient
+
+    def loss(self, run, out: Output, batch: Batch) -> Tensor:
+        return self.coefficient * wide(out.logits).logsumexp(-1).square().mean()

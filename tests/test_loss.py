@@ -29,13 +29,26 @@ import torch
 import yaml
 from torch.nn import functional as F
 
+from runner import distributed
 from runner.batch import Batch, Output
-from runner.loss import Loss
+from runner.loss import Loss, log_rest, remember
+from runner.loss.aldr_kl import ALDRKL
+from runner.loss.asl import Asymmetric, AsymmetricMultilabel
 from runner.loss.ce import CrossEntropy
+from runner.loss.comp_sum import CompSum
+from runner.loss.dual_focal import DualFocal
+from runner.loss.elr import ELR
+from runner.loss.encouraging import Encouraging
+from runner.loss.ensloss import EnsLoss, normal
+from runner.loss.evidential import Evidential
 from runner.loss.focal import Focal
+from runner.loss.ldr_kl import LDRKL
 from runner.loss.mse import Square
 from runner.loss.poly import Poly
 from runner.loss.poly_focal import PolyFocal
+from runner.loss.squentropy import Squentropy
+from runner.loss.stablemax import StableMax
+from runner.loss.z_loss_spherical import SphericalZ
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
@@ -328,6 +341,30 @@ POINTS = [
     (Poly(1.0, 0.3), [1.3817766167, 2.0419796431]),
     # 0.1732867951 + (1/2)^3 and 0.7797905781 + (3/4)^3 = + 0.421875
     (PolyFocal(1.0, 2.0), [0.2982867951, 1.2016655781]),
+    # 1 / p - 1
+    (CompSum(0.0), [1.0, 3.0]),
+    # (1 - sqrt p) / 0.5 = 2 (1 - 0.7071067812) and 2 (1 - 1/2)
+    (CompSum(1.5), [0.5857864376, 1.0]),
+    # 1 - p
+    (CompSum(2.0), [0.5, 0.75]),
+    # ln 1/3 (1 + 2 * 1/2 + 2 * 1/2) and ln 1/3 (2 * 2 + 1 + 2 * 1) = ln 7/3, 2 being exp of the margin
+    (LDRKL(1.0, log(2)), [0.0, 0.8472978604]),
+    # 1/2 ln 1/3 (1 + (1/2)^2 + (1/2)^2) = 1/2 ln 1/2 and 1/2 ln 1/3 (2^2 + 1 + 1) = 1/2 ln 2
+    (LDRKL(0.5, 0.0), [-0.3465735903, 0.3465735903]),
+    # ln 2 + 0 and ln 4 + (ln 2)^2 / 2
+    (Squentropy(), [0.6931471806, 1.6265208681]),
+    # (1 - 1/2 + 1/4)^2 ln 2 and, as no class is below 1/4, (1 - 1/4)^2 ln 4
+    (DualFocal(2.0), [0.3898952891, 0.7797905781]),
+    # ln 2 + ln 1/2 and ln 4 + ln 3/4
+    (Encouraging(0.75), [0.0, 1.0986122887]),
+    # ln 2 + ln 4/5 - (1/2 - 1/5) / (4/5) = ln 8/5 - 0.375 and ln 4 + ln 4/5 - (1/4 - 1/5) / (4/5) = ln 16/5 - 0.0625
+    (Encouraging(0.2), [0.0950036292, 1.1006508098]),
+    # away from the mean: (2/3, -1/3, -1/3) ln 2, of std sqrt(2) / 3 ln 2: ln(1 + exp(-sqrt 2)), ln(1 + exp(sqrt(1/2)))
+    (SphericalZ(), [0.2176217216, 1.1079403077]),
+    # s = 0.3: 0.8 * 1/2 ln 2 + 2 * 0.1 (1/4)^2 ln 4 and 0.8 * 3/4 ln 4 + 0.1 (1/2)^2 ln 2 + 0.1 (1/4)^2 ln 4
+    (Asymmetric(1.0, 2.0, 0.3), [0.2945875517, 0.8577696359]),
+    # t = p / 2 at first, <t, p> = 1/2 (1/4 + 1/16 + 1/16) = 0.1875: ln 2 + 2 ln 0.8125 and ln 4 + 2 ln 0.8125
+    (ELR(0.5, 2.0, classes=3, samples=2), [0.2778684510, 0.9710156316]),
 ]
 
 
@@ -342,6 +379,97 @@ def test_square_by_hand():
     torch.testing.assert_close(value(Square(), logits, torch.tensor([0])), torch.tensor([2 / 3]))
     # (15 (2 - 30)^2 + 0 + 1) / 3 = (11760 + 1) / 3
     torch.testing.assert_close(value(Square(15.0, 30.0), logits, torch.tensor([0])), torch.tensor([11761 / 3]))
+
+
+def test_stablemax_by_hand():
+    """s(1, 0, -1) = (2, 1, 1/2), of sum 7/2: ln 7/4 and ln 7."""
+    logits = torch.tensor([[1.0, 0.0, -1.0]] * 2, dtype=torch.float64)
+    torch.testing.assert_close(
+        value(StableMax(), logits, torch.tensor([0, 2])), torch.tensor([log(7 / 4), log(7)], dtype=torch.float64)
+    )
+    zero = torch.zeros(1, 3, requires_grad=True)  # s'(0) = 1 from both sides, s(0) = 1: p - y with p = 1/3
+    (gradient,) = torch.autograd.grad(value(StableMax(), zero, torch.tensor([0])), zero)
+    torch.testing.assert_close(gradient, torch.tensor([[-2 / 3, 1 / 3, 1 / 3]]))
+
+
+def test_a_target_of_elr_by_hand():
+    """beta = 1/2: t is p / 2 after one step and 3/4 p in the next, <t, p> = 3/4 * 0.375: ln 2 + 2 ln 0.71875."""
+    loss = ELR(0.5, 2.0, classes=3, samples=4).double()
+    out, y, index = Output(HALF, HALF), torch.tensor([0, 0]), torch.tensor([3, 1])
+    loss.observe(out, batch(y, index))
+    p = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(loss.targets, torch.stack([0 * p, p / 2, 0 * p, p / 2]))
+    torch.testing.assert_close(loss(out, batch(y, index)), torch.full((2,), 0.0326638068, dtype=torch.float64))
+
+
+def test_a_temperature_of_aldr_kl_by_hand():
+    """A sure sample: q = (1, 0, 0), KL = ln 3, so t = 2 (1 - 1/4) = 3/2 for lam = 2, alpha = 4, and a = 2 ln 3.
+
+    The label 0: 3/2 ln 1/3 - ln 3 (1/2)^2 = -7/4 ln 3; the label 1: 900 more. A sample with equal logits stays at 2 and
+    costs nothing.
+    """
+    loss = ALDRKL(2.0, 4.0, 0.0, samples=3).double()
+    z = torch.tensor([[900.0, 0, 0], [900.0, 0, 0], [1.0, 1, 1]], dtype=torch.float64)
+    expected = torch.tensor([-7 / 4 * log(3), 900 - 7 / 4 * log(3), 0], dtype=torch.float64)
+    torch.testing.assert_close(value(loss, z, torch.tensor([0, 1, 2])), expected)
+    loss.observe(Output(z, z), batch(torch.tensor([0, 1, 2]), torch.tensor([2, 0, 1])))
+    torch.testing.assert_close(loss.temperatures, torch.tensor([1.5, 2.0, 1.5], dtype=torch.float64))
+
+
+def test_asl_multilabel_by_hand():
+    """p = 1/2, shift 0.05, exponents 1 and 4: 1/2 ln 2 and -0.45^4 ln 0.55; below the shift a negative is free."""
+    logits = torch.tensor([[0.0, 0.0, -9.0]], dtype=torch.float64)
+    found = value(AsymmetricMultilabel(), logits, torch.tensor([[1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found, torch.tensor([0.3465735903 + 0.04100625 * 0.5978370008], dtype=torch.float64))
+
+
+def test_evidential_by_hand():
+    """Two classes, z = 0: pl = 1/2, I = b_0 = b_1 = 1/4, U = 1/2, alpha = 2 * 1/4 / (1/2) + 1 = 2.
+
+    ln(4 / 2), (1/2 - 3/4)^2 and KL(Dir(1, 2) || Dir(1, 1)) = ln Gamma(3) + psi(2) - psi(3) = ln 2 - 1/2.
+    """
+    found = value(Evidential(2.0, 0.5), torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]))
+    assert found.item() == pytest.approx(log(2) + 2 / 16 + (log(2) - 1 / 2) / 2, rel=2e-6)  # 1e-6 is added to U
+
+
+def test_ensloss_by_hand():
+    """n = (-ln 2, 0, ln 4): h = (1/2, 1, 4), slopes -1, -1 (for -4) and -1/2; margins 2, -1 and 1/2.
+
+    By rank the margin -1 has the slope -1, 1/2 has -1, and 2 has -1/2, which is divided by 2; 1e-6 is subtracted.
+    """
+    loss = EnsLoss(classes=2, samples=3).double()
+    loss.draws.copy_(torch.tensor([-log(2), 0.0, log(4)]))
+    z = torch.tensor([[0.0, 2.0], [0.0, -1.0], [1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    found = value(loss, z, torch.tensor([1, 1, 0]))
+    slopes = torch.tensor([-0.250001, -1.000001, -1.000001], dtype=torch.float64)
+    torch.testing.assert_close(found, slopes * torch.tensor([2.0, -1.0, 0.5]), atol=1e-7, rtol=0)
+    (gradient,) = torch.autograd.grad(found.sum(), z)
+    sign = torch.tensor([[-1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
+    torch.testing.assert_close(gradient, slopes[:, None] * sign, atol=1e-7, rtol=0)
+
+
+def test_what_ensloss_draws_is_normal_and_new_in_every_step():
+    from scipy import stats
+
+    loss = EnsLoss(classes=2, samples=20000)
+    first = loss.draws.clone()
+    index = torch.arange(20000)
+    loss.observe(Output(torch.zeros(20000, 2), torch.zeros(20000, 2)), batch(torch.zeros(20000).long(), index))
+    for draws in (first, loss.draws):
+        assert stats.kstest(draws.numpy(), "norm").pvalue > 1e-3
+    assert abs(stats.spearmanr(first, loss.draws).statistic) < 0.03  # four standard deviations
+    assert abs(stats.spearmanr(first[1:], first[:-1]).statistic) < 0.03
+    assert torch.equal(normal(loss.keys), loss.draws)
+    torch.manual_seed(0)
+    again = EnsLoss(classes=2, samples=20000)
+    torch.manual_seed(1)
+    assert torch.equal(again.draws, first)
+    assert not torch.equal(EnsLoss(classes=2, samples=20000).draws, first)
+
+
+def test_ensloss_has_two_classes():
+    with pytest.raises(ValueError, match="two classes, and this data set has 3"):
+        EnsLoss(classes=3, samples=2)
 
 
 def test_poly_equals_the_values_of_optax():
@@ -370,6 +498,87 @@ def test_special_cases(y):
     torch.testing.assert_close(value(Poly(0.0, 0.2), z, y), smooth)
 
 
+@pytest.mark.parametrize("y", [IDS, SOFT], ids=["ids", "soft"])
+def test_special_cases_of_later_losses(y):
+    z = draw(B, C)
+    ce, p = F.cross_entropy(z, y, reduction="none"), torch.softmax(z, -1)
+    chance = (p * (F.one_hot(y, C) if y.dim() == 1 else y)).sum(-1)
+    torch.testing.assert_close(value(CompSum(1.0), z, y), ce)
+    torch.testing.assert_close(value(CompSum(2.0), z, y), 1 - chance)
+    torch.testing.assert_close(value(LDRKL(1.0, 0.0), z, y), ce - log(C))
+    torch.testing.assert_close(value(LDRKL(2.0, 0.0), z, y), 2 * (value(CrossEntropy(), z / 2, y) - log(C)))
+    torch.testing.assert_close(value(ALDRKL(0.7, 1e9, 0.3, samples=B), z, y), value(LDRKL(0.7, 0.3), z, y))
+    torch.testing.assert_close(value(DualFocal(0.0), z, y), ce)
+    torch.testing.assert_close(value(Encouraging(0.0), z, y), value(Poly(1.0), z, y) - 1)  # the bonus is -p
+    torch.testing.assert_close(value(StableMax(), z, y), value(CrossEntropy(), z.sign() * torch.log1p(z.abs()), y))
+    smooth = F.cross_entropy(z, y, reduction="none", label_smoothing=0.2)
+    torch.testing.assert_close(value(Asymmetric(0.0, 0.0, 0.2), z, y), smooth)
+    torch.testing.assert_close(value(Asymmetric(1.5, 4.0, 0.0), z, y), value(Focal(1.5), z, y))
+    elr = ELR(lam=0.0, classes=C, samples=B)
+    elr.observe(Output(draw(B, C, seed=6), FEATURES), batch(y))
+    torch.testing.assert_close(value(elr, z, y), ce)
+
+
+def test_ldr_kl_without_temperature_is_the_hinge_of_crammer_and_singer():
+    z = draw(B, C)
+    gains = z - z.gather(-1, IDS[:, None]) + 0.7 * (1 - F.one_hot(IDS, C).double())
+    torch.testing.assert_close(value(LDRKL(1e-9, 0.7), z, IDS), gains.amax(-1), atol=1e-8, rtol=0)
+
+
+def test_dual_focal_of_the_least_likely_class_is_focal():
+    z = draw(B, C)
+    torch.testing.assert_close(value(DualFocal(3.0), z, z.argmin(-1)), value(Focal(3.0), z, z.argmin(-1)))
+
+
+def test_the_spherical_z_loss_sees_neither_shift_nor_scale():
+    z, loss = draw(B, C), SphericalZ(2.0, 0.5)
+    torch.testing.assert_close(value(loss, 7 * z - 3, IDS), value(loss, z, IDS))
+    assert not torch.allclose(value(loss, -z, IDS), value(loss, z, IDS))
+
+
+def test_log_rest_leaves_one_class_out():
+    z = torch.cat([draw(B, C), torch.tensor([[30.0, 0, 0, 1, 1], [2.0, 2, 2, 2, 2], [-900.0, 900, 0, 0, 0]])])
+    for c in range(C):
+        others = torch.cat([z[:, :c], z[:, c + 1 :]], 1)
+        torch.testing.assert_close(log_rest(z)[:, c], others.logsumexp(-1))
+
+
+def test_a_loss_that_is_almost_nothing_is_not_rounded_away():
+    """Of (30, 0, 0, 0, 0), in fp32: ln(1 + 4 e^-30) = 4 e^-30, and so is the gradient's size."""
+    z = torch.tensor([[30.0, 0, 0, 0, 0]], requires_grad=True)
+    rest = log_rest(z)[0, 0] - z[0, 0]
+    (gradient,) = torch.autograd.grad(F.softplus(rest), z)
+    torch.testing.assert_close(gradient[0, 0].item(), -4 * np.exp(-30), rtol=1e-5, atol=0)
+    assert F.cross_entropy(z, torch.tensor([0])).item() == 0  # which is
+
+
+def test_asl_equals_public_implementations():
+    from timm.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
+    from torchvision.ops import sigmoid_focal_loss
+
+    z = draw(B, C)
+    for row in range(B):  # timm's is the sum over a batch, in fp32
+        one = z[row : row + 1], MULTIHOT[row : row + 1]
+        theirs = AsymmetricLossMultiLabel(gamma_neg=3, gamma_pos=2, clip=0.1)(*one)
+        torch.testing.assert_close(value(AsymmetricMultilabel(2.0, 3.0, 0.1), z, MULTIHOT)[row].float(), theirs.float())
+        theirs = AsymmetricLossSingleLabel(gamma_neg=3, gamma_pos=2, eps=0.2)(z[row : row + 1], IDS[row : row + 1])
+        torch.testing.assert_close(value(Asymmetric(2.0, 3.0, 0.2), z, IDS)[row].float(), theirs.float())
+    theirs = sigmoid_focal_loss(z, MULTIHOT.double(), alpha=-1, gamma=1.7).sum(-1)
+    torch.testing.assert_close(value(AsymmetricMultilabel(1.7, 1.7, 0.0), z, MULTIHOT), theirs)
+    theirs = F.binary_cross_entropy_with_logits(z, MULTIHOT.double(), reduction="none").sum(-1)
+    torch.testing.assert_close(value(AsymmetricMultilabel(0.0, 0.0, 0.0), z, MULTIHOT), theirs)
+
+
+def test_memories_have_the_rows_of_every_process(monkeypatch):
+    """Each process sees its share of the batch; all gather all shares."""
+    other = torch.tensor([4, 0]), torch.tensor([[5.0], [6.0]])
+    monkeypatch.setattr(distributed, "world", 2)
+    monkeypatch.setattr(distributed, "all_of", lambda own: [own, other])
+    memory = torch.zeros(5, 1)
+    remember(memory, torch.tensor([1, 3]), torch.tensor([[7.0], [8.0]], dtype=torch.float64))
+    assert torch.equal(memory, torch.tensor([[6.0], [7.0], [0.0], [8.0], [5.0]]))
+
+
 def test_plain_square_is_the_mean_square_to_one_hot():
     z = draw(B, C)
     torch.testing.assert_close(
@@ -377,7 +586,24 @@ def test_plain_square_is_the_mean_square_to_one_hot():
     )
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(0.1), Focal(), Poly(), PolyFocal(), Square(15.0, 30.0)], ids=str)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(
+            CrossEntropy(0.1),
+            Focal(),
+            Poly(),
+            PolyFocal(),
+            Square(15.0, 30.0),
+            CompSum(),
+            LDRKL(0.5, 1.0),
+            Squentropy(),
+        ),
+        *(DualFocal(), StableMax(), Encouraging(), SphericalZ(), Asymmetric(1.0), ALDRKL(samples=B)),
+        ELR(classes=C, samples=B),
+    ],
+    ids=str,
+)
 def test_mixed_targets_mix_the_losses(loss):
     """mixup, arXiv:1710.09412: training on the mixed target is the mixture of the two targets' losses."""
     z, other, lam = draw(B, C), IDS.roll(1), 0.3
@@ -393,11 +619,20 @@ def test_mixed_targets_mix_the_losses(loss):
         (Poly(), "epsilon"),
         (PolyFocal(), "gamma"),
         (Square(), "k"),
+        (CompSum(), "tau"),
+        (LDRKL(), "margin"),
+        (ALDRKL(samples=B), "margin"),
+        (DualFocal(), "gamma"),
+        (Encouraging(), "log_end"),
+        (SphericalZ(), "b"),
+        (Asymmetric(), "gamma_neg"),
+        (ELR(classes=C, samples=B), "lam"),
+        (Evidential(), "kl"),
     ],
     ids=lambda value: value if isinstance(value, str) else value._get_name(),
 )
 def test_a_hyperparameter_may_differ_between_replicas(loss, name):
-    z, settings = draw(B, C), torch.tensor([0.0, 0.3, 0.9])
+    z, settings = draw(B, C), torch.tensor([0.0, 0.3, 0.9, 1.0] if name != "log_end" else [0.0, 0.3, 0.9])
 
     def one(setting):
         setattr(loss, name, setting)

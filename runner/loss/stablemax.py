@@ -22,5 +22,6 @@ class StableMax(Loss):
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         z = wide(out.logits)
-        log_s = torch.where(z < 0, -torch.log1p(-z.clamp_max(0.0)), torch.log1p(z.clamp_min(0.0)))
+        below = z < 0  # not clamp or abs, whose slope at 0 is not 1
+        log_s = torch.log1p(z.masked_fill(below, 0.0)) - torch.log1p(-z.masked_fill(~below, 0.0))
         return -(soft_targets(batch.y, z) * F.log_softmax(log_s, -1)).sum(-1)

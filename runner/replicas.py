@@ -374,6 +374,7 @@ class _Parts(nn.Module):
     def forward(self, run: Replicas, seen: Seen, batch: Batch) -> tuple[Tensor, Output]:
         with run.precision.autocast(), padding.left_out(run.norms, batch.mask):
             out = self.model(batch.x)
+        out = self.loss.head(out)
         return run.hooks.loss(seen, out, batch, self.risk(self.loss(out, batch), batch)), out
 
 
@@ -416,7 +417,10 @@ class StackedHooks(Hooks):
     def batch(self, run: Trainer, batch: Batch) -> Batch:
         if not self.batches:
             return batch
-        changed = [member.hooks.batch(member, batch.replica(k)) for k, member in enumerate(self.run.members)]
+        changed = []
+        for k, member in enumerate(self.run.members):
+            member.count = self.run.count
+            changed.append(member.hooks.batch(member, batch.replica(k)))
         if len({(len(own), own.total) for own in changed}) > 1:
             raise Unpackable("a hook leaves batches of different sizes")
         return Batch.stack(changed)

@@ -173,6 +173,7 @@ class Trainer:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
         with self.precision.autocast():
             out = self.forward(batch.x)
+        out = self.loss.head(out)
         return self.hooks.loss(self, out, batch, self.risk(self.loss(out, batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
@@ -325,7 +326,8 @@ class Trainer:
         with self.hooks.weights(self):
             for batch in self.loader.evaluate(split, self.train.eval_batch_size):
                 with self.precision.autocast():
-                    logits.append(self.forward(batch.x).logits.float())
+                    out = self.forward(batch.x)
+                logits.append(self.loss.head(out).logits.float())
                 targets.append(batch.y)
         self.model.train()
         logits, targets = torch.cat(logits), torch.cat(targets)
@@ -351,7 +353,8 @@ class Trainer:
                 with self.hooks.weights(self):
                     model = self.model.state_dict()
                     model.update((key, value.clone()) for key, value in model.items())
-                self.unsaved[name] = {"model": model, "step": self.count}
+                loss = {key: value.detach().clone() for key, value in self.loss.named_parameters()}
+                self.unsaved[name] = {"model": model, "loss": loss, "step": self.count}
 
     # ---- state
 

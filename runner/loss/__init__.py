@@ -13,10 +13,17 @@ class Loss(nn.Module):
     The last axis of the logits is classes and the rest broadcasts, so (B, T, C) gives (B, T). Parameters of a loss
     (margins, heads, link functions) are trained with the model's; buffers are saved in the checkpoint.
     `tasks` says which kinds of targets the loss is defined for (see `runner.dataset.Dataset.task`).
-    A constructor may ask by name for what the data set knows: `classes`, `samples`, `class_counts`.
+    A constructor may ask by name for what the data set knows, `classes`, `samples`, `class_counts`, and for `features`,
+    the D of the model's output.
     """
 
     tasks: tuple[str, ...] = ("classes",)
+
+    def head(self, out: Output) -> Output:
+        """The output that training and evaluation go on with, in place of the model's: for a loss that makes the logits
+        itself, from the features or from the model's logits, with weights of its own. Default: the model's output.
+        """
+        return out
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -28,6 +35,16 @@ class Loss(nn.Module):
 def wide(logits: Tensor) -> Tensor:
     """Logits in fp32, or in fp64 where they are: a half-precision softmax overflows (users.md row 38)."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def counts(class_counts: list[int] | None, who: str) -> Tensor:
+    """Training samples of each class, (C,) int64. ValueError where there are none to count, or a class has none."""
+    if class_counts is None:
+        raise ValueError(f"{who} needs class counts, and the targets of this data set are not class ids")
+    found = torch.as_tensor(class_counts)
+    if found.min() < 1:
+        raise ValueError(f"{who} needs training samples of every class, and class {found.argmin().item()} has none")
+    return found
 
 
 def soft_targets(y: Tensor, logits: Tensor) -> Tensor:

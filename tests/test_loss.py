@@ -93,7 +93,7 @@ def arrays(loss):
 def expected(option, setting, loss, z, y, held=None):
     """The reference's values, with what it asks for."""
     z = z.detach().numpy()
-    given = {"state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy(), **context(option)}
+    given = {**context(option), "state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy()}
     given["held"] = z if held is None else held.numpy()
     asked = inspect.signature(reference(option).reference).parameters
     given = {name: what for name, what in given.items() if name in asked}
@@ -116,7 +116,7 @@ def draw(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-FEATURES = draw(B, D, seed=2)
+FEATURES = draw(B, D, seed=2).bfloat16().double()  # the same in every dtype
 IDS = torch.tensor([0, 4, 2, 2, 1, 3])
 SOFT = torch.softmax(draw(B, C, seed=1), -1)
 MULTIHOT = torch.tensor(

@@ -189,7 +189,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     precision = Precision(train.precision, device)
     out = _try(model, example, precision)
     context["features"] = out.features.shape[-1]
-    loss = build(config["loss"], "loss", **context).to(device)
+    loss = masks.install(build(config["loss"], "loss", **context)).to(device)
     if dataset.task not in loss.tasks:
         raise ConfigError(
             f"loss={config['choices']['loss']} is defined for {' and '.join(loss.tasks)}, "

@@ -1,17 +1,15 @@
 """Label-distribution-aware margin loss."""
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from runner.batch import Batch, Output
-from runner.loss import Loss, counts, soft_targets, wide
-from runner.loss.cosine import Cosines
+from runner.loss import Loss, counts, wide
+from runner.loss.cosine import Cosines, margin_entropy
 from runner.schema import NonNegative, Positive
 
 
 class LDAM(Loss):
-    """LDAM (Cao et al., NeurIPS 2019, arXiv:1906.07413, equations 10 to 13) with a head of its own.
+    """LDAM (Cao et al., NeurIPS 2019, arXiv:1906.07413, equations 12 and 13) with a head of its own.
 
         L = -log softmax(z - s m_y e_y)_y,   m_c = max_m (n_min / n_c)^(1/4),   z_c = s <f, W_c> / (||f|| ||W_c||)
 
@@ -48,10 +46,6 @@ class LDAM(Loss):
         return Output(self.s * self.cosines(out.features), out.features)
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
-        logits, y = wide(out.logits), batch.y
+        logits = wide(out.logits)
         margins = self.s * self.max_m * (self.counts.min() / self.counts.to(logits.dtype)) ** 0.25
-        if y.dim() < logits.dim():
-            y = soft_targets(y, logits)
-            return -(y * F.log_softmax(logits - y * margins, -1)).sum(-1)
-        each = logits.unsqueeze(-2) - torch.diag(margins)  # (..., C, C): row c is for the label c
-        return -(y * F.log_softmax(each, -1).diagonal(dim1=-2, dim2=-1)).sum(-1)
+        return margin_entropy(logits, logits - margins, batch.y)

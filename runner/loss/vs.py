@@ -10,12 +10,12 @@ from runner.schema import NonNegative
 
 
 class VectorScaling(Loss):
-    """VS loss (Kini et al., NeurIPS 2021, arXiv:2103.01550, equation 2) with the paper's adjustments by class counts.
+    """VS loss (Kini et al., NeurIPS 2021, arXiv:2103.01550) with the paper's adjustments by class counts.
 
         L = -sum_c y_c log softmax(Delta z + iota)_c,   Delta_c = (n_c / n_max)^gamma,   iota_c = tau log(n_c / N)
 
     n_c is the number of training samples of class c, n_max that of the largest, N of all. gamma = 0 is
-    logit adjustment, gamma = tau = 0 cross-entropy, tau = 0 the CDT loss. The weights omega_y of the paper's equation
+    logit adjustment, gamma = tau = 0 cross-entropy, tau = 0 the CDT loss. The weights omega_y of the paper
     come from hook=drw. The bare logits z are what a run is measured by.
     y is the one-hot target or a soft one. Logits (..., C) and targets (...) or (..., C) give (...).
 

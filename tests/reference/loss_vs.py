@@ -1,4 +1,4 @@
-"""VS loss (Kini et al., arXiv:2103.01550, equation 2 without weights), one sample at a time; soft targets: the
+"""VS loss (Kini et al., arXiv:2103.01550, without its weights), one sample at a time; soft targets: the
 expectation over the label."""
 
 import numpy as np

@@ -54,7 +54,7 @@ from runner.loss.z_loss_spherical import SphericalZ
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
 B, C, D = 6, 5, 3
-CONTEXT = {"classes": C, "samples": 20, "class_counts": [8, 5, 4, 2, 1], "features": D}
+CONTEXT = {"classes": C, "samples": 20, "class_counts": [8, 5, 4, 2, 1], "features": D, "bag": 4}
 
 
 def make(option, **settings):

@@ -13,8 +13,8 @@ class Loss(nn.Module):
     The last axis of the logits is classes and the rest broadcasts, so (B, T, C) gives (B, T). Parameters of a loss
     (margins, heads, link functions) are trained with the model's; buffers are saved in the checkpoint.
     `tasks` says which kinds of targets the loss is defined for (see `runner.dataset.Dataset.task`).
-    A constructor may ask by name for what the data set knows, `classes`, `samples`, `class_counts`, and for `features`,
-    the D of the model's output.
+    A constructor may ask by name for what the data set knows, `classes`, `samples`, `class_counts`, `bag` (samples
+    of a bag of labels), and for `features`, the D of the model's output.
     """
 
     tasks: tuple[str, ...] = ("classes",)

@@ -14,10 +14,10 @@ class EasyLLP(Loss):
 
     alpha are the shares of the classes in the sample's bag, k the number of samples in it (dataset.bag_size) and p the
     shares in the whole training set. Where bags are drawn at random, the weight of class c given the sample is on
-    average the probability of c: the loss is an unbiased estimate of the sample's own. The paper has two classes and any
-    loss; with k = 1 this is cross-entropy. The weights sum to 1 but can be negative, so that the loss is not bounded
-    from below; its gradient, softmax(z) minus the weights, is bounded. The paper's other estimator, with less variance,
-    is not here: its details were not to be found.
+    average the probability of c: the loss is an unbiased estimate of the sample's own. The paper has two classes and
+    any loss; with k = 1 this is cross-entropy. The weights sum to 1 but can be negative, so that the loss is not
+    bounded from below; its gradient, softmax(z) minus the weights, is bounded. The paper's other estimator, with less
+    variance, is not here: its details were not to be found.
 
     Logits (..., C) and targets (...) or (..., C) give (...).
 

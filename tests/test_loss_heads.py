@@ -10,6 +10,7 @@ from runner.batch import Batch, Output
 from runner.dropout import Masks
 from runner.loss.adaface import AdaFace
 from runner.loss.elasticface import ElasticFace
+from runner.loss.legendretron import LegendreTron
 from tests.tiny import SMALL, trainer
 
 HEADS = ["adaface", "elasticface", "elasticface_cos"]
@@ -158,3 +159,102 @@ def test_masks_reach_the_loss_of_a_run_only():
     run, _ = elastic()
     assert isinstance(run.loss.masks, Masks) and run.loss.masks is run.masks
     assert ElasticFace(classes=2, features=2).masks is None
+
+
+# ---- LegendreTron
+
+
+def potential(block, x):
+    """The function of one sample whose gradient is the block's, with its matrices, in numpy."""
+
+    def softplus(a):
+        return np.logaddexp(0, a)
+
+    def affine(linear, a):
+        return linear.weight.detach().numpy() @ a + (0 if linear.bias is None else linear.bias.detach().numpy())
+
+    def positive(linear, a):
+        bias = 0 if linear.bias is None else linear.bias.detach().numpy()
+        return (softplus(linear.weight.detach().numpy()) @ a + bias) / len(a)
+
+    def norm(a, shift, scale):
+        return (a + shift) * (np.exp(scale.detach().numpy()) + 0.001)
+
+    z = softplus(affine(block.first, x))
+    for inner, across, beside, shift, scale in zip(
+        block.inner, block.across, block.beside, block.shift, block.scale[:-1], strict=True
+    ):
+        here = softplus(norm(positive(inner, z) + affine(across, x), shift.detach().numpy(), scale))
+        z = np.concatenate([here, softplus(affine(beside, x))])
+    g = norm(positive(block.last, z) + affine(block.skip, x), 0, block.scale[-1]).item()
+    return softplus(block.w1.item()) * g + softplus(block.w0.item()) * (x**2).sum() / 2
+
+
+def link(depth=4, hidden=4, blocks=1, classes=4):
+    loss = LegendreTron(hidden, depth, blocks, classes=classes).double()
+    with torch.no_grad():
+        for parameter in loss.parameters():  # none at a value that hides it
+            parameter.copy_(torch.randn(parameter.shape, dtype=torch.float64))
+    return loss
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_block_is_the_gradient_of_the_convex_network(depth):
+    (block,), x = link(depth).blocks, np.random.default_rng(0).normal(size=(5, 3))
+    found = block(torch.from_numpy(x)).detach().numpy()
+    for row, gradient in zip(x, found, strict=True):
+        for axis, step in enumerate(1e-5 * np.eye(3)):
+            slope = (potential(block, row + step) - potential(block, row - step)) / 2e-5
+            assert gradient[axis] == pytest.approx(slope, rel=1e-6, abs=1e-9)
+
+
+def test_the_network_is_convex():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        (block,) = link().blocks
+        jacobian = torch.autograd.functional.jacobian(block, 3 * torch.randn(3, dtype=torch.float64))
+        torch.testing.assert_close(jacobian, jacobian.T)
+        assert torch.linalg.eigvalsh(jacobian).min() >= torch.nn.functional.softplus(block.w0).item() - 1e-12
+
+
+def test_the_link_is_softmax_plus_of_the_blocks_in_turn():
+    loss, logits = link(blocks=2), torch.randn(6, 4, dtype=torch.float64)
+    scores = logits[:, :3] - logits[:, 3:]
+    for block in loss.blocks:
+        scores = block(scores)
+    total = 1 + scores.exp().sum(1, keepdim=True)
+    p = torch.cat([scores.exp() / total, 1 / total], 1)
+    torch.testing.assert_close(loss.head(Output(logits, logits)).logits, p.log())
+
+
+def test_with_the_identity_as_its_link_it_is_cross_entropy():
+    loss, logits, y = link(), torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 3])
+    with torch.no_grad():
+        loss.blocks[0].w1.fill_(-1e3)  # softplus 0
+        loss.blocks[0].w0.fill_(log(exp(1) - 1))  # softplus 1
+    found = loss(loss.head(Output(logits, logits)), Batch(logits, y, torch.arange(6)))
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits, y, reduction="none"))
+
+
+def test_the_link_is_finite_at_the_largest_fp16_logits():
+    logits = torch.full((4, 4), -65504.0, dtype=torch.float16).fill_diagonal_(65504.0).requires_grad_()
+    loss = LegendreTron(blocks=2, classes=4)
+    losses = loss(loss.head(Output(logits, logits)), Batch(logits, torch.zeros(4).long(), torch.arange(4)))
+    gradients = torch.autograd.grad(losses.sum(), [logits, *loss.parameters()], allow_unused=True)
+    assert torch.isfinite(losses).all() and all(torch.isfinite(g).all() for g in gradients if g is not None)
+
+
+def test_what_legendretron_refuses():
+    with pytest.raises(ValueError, match="must be even"):
+        LegendreTron(hidden=3, classes=4)
+
+
+def test_a_link_is_learned():
+    run = trainer(*SMALL, "loss=legendretron", "optim.lr=0.05")
+    before = [parameter.clone() for parameter in run.loss.parameters()]
+    for epoch in range(15):
+        for batch in run.loader.epoch(epoch):
+            run.step(batch)
+    assert run.evaluate(run.dataset.test)["accuracy"] > 0.6
+    moved = [not torch.equal(a, b) for a, b in zip(before, run.loss.parameters(), strict=True)]
+    assert sum(moved) == len(moved)

@@ -35,8 +35,7 @@ class DRW(Hook):
     def batch(self, run, batch: Batch) -> Batch:
         if run.count < self.epoch * run.steps_per_epoch:
             return batch
-        y, weights = batch.y, self.weights.to(batch.x.device)
-        weight = weights[y] if y.dim() == 1 else y.double() @ weights
-        total = distributed.sum_(weight.sum())
-        weight = (weight * (batch.total or len(batch)) / total).to(batch.x.dtype)
+        y, weights = batch.y, self.weights.to(batch.x)
+        weight = weights[y] if y.dim() == 1 else y.to(weights.dtype) @ weights
+        weight = weight * (batch.total or len(batch)) / distributed.sum_(weight.sum())
         return replace(batch, weight=weight if batch.weight is None else batch.weight * weight)

@@ -24,7 +24,7 @@ class DRW(Hook):
     ----------
     epoch : default 160, of the authors' 200, together with a drop of the learning rate.
     beta : default 0.9999.
-    class_counts : from the data set. Raises ValueError for a class without samples.
+    class_counts : from the data set. Raises ValueError where its targets are not class ids.
     """
 
     def __init__(self, epoch: Natural = 160, beta: OpenFraction = 0.9999, *, class_counts: list[int] | None):

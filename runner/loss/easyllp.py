@@ -1,10 +1,11 @@
 """EasyLLP: label proportions."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from runner.batch import Batch, Output
-from runner.loss import Loss, counts, soft_targets, wide
+from runner.loss import Loss, soft_targets, wide
 
 
 class EasyLLP(Loss):
@@ -23,13 +24,13 @@ class EasyLLP(Loss):
 
     Parameters
     ----------
-    bag, class_counts : from the data set. Raises ValueError for a class without samples.
+    bag, class_counts : from the data set.
     """
 
-    def __init__(self, *, bag: int, class_counts: list[int] | None):
+    def __init__(self, *, bag: int, class_counts: list[int]):
         super().__init__()
         self.bag = bag
-        self.register_buffer("counts", counts(class_counts, "loss=easyllp"), persistent=False)
+        self.register_buffer("counts", torch.as_tensor(class_counts), persistent=False)
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         logits = wide(out.logits)

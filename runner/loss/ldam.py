@@ -24,7 +24,7 @@ class LDAM(Loss):
     ----------
     max_m : the margin of the rarest class. Default 0.5.
     s : the scale of the cosines. Default 30.
-    classes, features, class_counts : from the data set and the model. Raises ValueError for a class without samples.
+    classes, features, class_counts : from the data set and the model. A class without samples counts as one with one.
     """
 
     def __init__(

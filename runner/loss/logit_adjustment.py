@@ -21,7 +21,7 @@ class LogitAdjustment(Loss):
     Parameters
     ----------
     tau : strength of the adjustment. Default 1, for which the paper proves consistency for the balanced error.
-    class_counts : from the data set. Raises ValueError for a class without samples.
+    class_counts : from the data set. A class without samples counts as one with one.
     """
 
     def __init__(self, tau: NonNegative = 1.0, *, class_counts: list[int] | None):

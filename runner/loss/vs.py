@@ -23,7 +23,7 @@ class VectorScaling(Loss):
     ----------
     gamma, tau : default 0.3 and 1, as in the authors' code (orparask/VS-Loss). Both have to be tuned: a public port
         (TeamOfProfGuo/GLMC) has 0.15 and 1.25 for long-tailed CIFAR-10.
-    class_counts : from the data set. Raises ValueError for a class without samples.
+    class_counts : from the data set. A class without samples counts as one with one.
     """
 
     def __init__(self, gamma: NonNegative = 0.3, tau: NonNegative = 1.0, *, class_counts: list[int] | None):

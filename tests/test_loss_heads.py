@@ -258,3 +258,30 @@ def test_a_link_is_learned():
     assert run.evaluate(run.dataset.test)["accuracy"] > 0.6
     moved = [not torch.equal(a, b) for a, b in zip(before, run.loss.parameters(), strict=True)]
     assert sum(moved) == len(moved)
+
+
+# ---- in a federation, whose smaller batches are filled up where clients are trained side by side
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("ldam", None),
+        ("legendretron", None),
+        ("adaface", "AdaFace remembers samples"),
+        ("elasticface", "ElasticFace draws random numbers"),
+        ("anyloss", "AnyLoss does not leave out the samples that fill up a smaller batch"),
+        ("aggregate_response", "AggregateResponse does not leave out the samples that fill up a smaller batch"),
+    ],
+)
+def test_which_losses_take_clients_side_by_side(option, why):
+    words = [
+        "dataset.subset=240",
+        "model.hidden=[12]",
+        "train.batch_size=16",
+        "federated=fedavg",
+        "federated.clients=6",
+    ]
+    run = trainer(*words, "federated.partition=dirichlet", f"loss={option}")
+    clients = run.hooks.named["federated"].clients
+    assert clients.uneven and clients.apart() == why

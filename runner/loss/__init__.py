@@ -15,9 +15,17 @@ class Loss(nn.Module):
     `tasks` says which kinds of targets the loss is defined for (see `runner.dataset.Dataset.task`).
     A constructor may ask by name for what the data set knows, `classes`, `samples`, `class_counts`, `bag` (samples
     of a bag of labels), and for `features`, the D of the model's output.
+
+    Attributes
+    ----------
+    padding : bool
+        Whether the samples for which `batch.mask`, where set, is False leave the losses of the others alone. Default
+        True, as a loss is per sample. False for one that makes something of the whole batch: clients of a federation
+        whose batches are not all full are trained one after another then.
     """
 
     tasks: tuple[str, ...] = ("classes",)
+    padding: bool = True
 
     def head(self, out: Output) -> Output:
         """The output that training and evaluation go on with, in place of the model's: for a loss that makes the logits

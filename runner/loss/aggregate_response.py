@@ -28,6 +28,7 @@ class AggregateResponse(Loss):
     """
 
     tasks = ("classes", "regression")
+    padding = False
 
     def __init__(self, rho: Fraction = 0.5, *, bag: int):
         super().__init__()

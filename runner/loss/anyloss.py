@@ -63,6 +63,8 @@ class AnyLoss(Loss):
     classes : from the data set. Raises ValueError where there is no class `positive`.
     """
 
+    padding = False
+
     def __init__(
         self,
         metric: Literal["accuracy", "f_beta", "g_mean", "balanced_accuracy"] = "f_beta",

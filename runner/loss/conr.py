@@ -36,6 +36,7 @@ class ConR(Loss):
     """
 
     tasks = ("regression",)
+    padding = False
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from runner.schema import Range
 
-CONTEXT = {"shape", "classes", "samples", "class_counts", "data_dir", "cache_dir", "seed", "params"}
+CONTEXT = {"shape", "classes", "samples", "class_counts", "bag", "features", "data_dir", "cache_dir", "seed", "params"}
 
 
 class ConfigError(Exception):

@@ -56,7 +56,7 @@ def _first(run, batch: Batch | None) -> str:
             handle.remove()
     if found:
         return f"the output of '{found[0]}' ({type(run.model.get_submodule(found[0])).__name__})"
-    losses = run.loss(out, batch)
+    losses = run.loss(run.loss.head(out), batch)
     if not torch.isfinite(losses).all():
         bad = int((~torch.isfinite(losses)).sum())
         return f"the loss of {bad} of {losses.numel()} samples ({type(run.loss).__name__}); the logits are finite"

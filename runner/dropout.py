@@ -18,8 +18,10 @@ class Masks:
         self.step = self.forwards = 0
 
     def install(self, model: nn.Module) -> nn.Module:
-        """Replace every nn.Dropout of the model."""
+        """Replace every nn.Dropout of the model, and be the `masks` of every module that has a place for them."""
         for name, module in model.named_modules():
+            if getattr(module, "masks", self) is None:
+                module.masks = self
             for child, layer in module.named_children():
                 if type(layer) is nn.Dropout and layer.p > 0:
                     setattr(module, child, Dropout(layer.p, f"{name}.{child}", self))
@@ -43,10 +45,15 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        return x * ((_Uniform.apply(x, self.masks, self.name) >= self.p).to(x.dtype) / (1 - self.p))
+        return x * ((uniform(x, self.masks, self.name) >= self.p).to(x.dtype) / (1 - self.p))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def uniform(like: Tensor, masks: Masks, layer: str) -> Tensor:
+    """`Masks.draw` for this replica: numbers in [0, 1) in the shape of `like`."""
+    return _Uniform.apply(like, masks, layer)
 
 
 class _Uniform(torch.autograd.Function):

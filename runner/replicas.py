@@ -375,6 +375,7 @@ class _Parts(nn.Module):
     def forward(self, run: Replicas, seen: Seen, batch: Batch) -> tuple[Tensor, Output]:
         with run.precision.autocast(), padding.left_out(run.norms, batch.mask):
             out = self.model(batch.x)
+        out = self.loss.head(out)
         return run.hooks.loss(seen, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from runner import checkpoint, distributed
-from runner.batch import Batch
+from runner.batch import Batch, Output
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity
 from runner.dataset.loader import Loader
@@ -166,13 +166,6 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     context = dataset.context
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
     model = build(config["model"], "model", **context)
-    loss = build(config["loss"], "loss", **context)
-    if dataset.task not in loss.tasks:
-        raise ConfigError(
-            f"loss={config['choices']['loss']} is defined for {' and '.join(loss.tasks)}, "
-            f"dataset={config['choices']['dataset']} has {dataset.task}"
-        )
-    risk = build(config["risk"], "risk", **context)
     loader = Loader(
         dataset,
         device,
@@ -189,13 +182,21 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     _check_batches(loader, len(dataset.train), train, model)
     memory_format = torch.channels_last if train.channels_last else torch.preserve_format
     masks = Masks([config["seed"]])
-    model = masks.install(model)
-    model, loss, risk = (module.to(device, memory_format=memory_format) for module in (model, loss, risk))
+    model = masks.install(model).to(device, memory_format=memory_format)
     transform = build(config["quantization"], "quantization")
     example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     model = transform.prepare(model, example)
     precision = Precision(train.precision, device)
-    _try(model, loss, risk, example, precision, context)
+    out = _try(model, example, precision)
+    context["features"] = out.features.shape[-1]
+    loss = masks.install(build(config["loss"], "loss", **context)).to(device)
+    if dataset.task not in loss.tasks:
+        raise ConfigError(
+            f"loss={config['choices']['loss']} is defined for {' and '.join(loss.tasks)}, "
+            f"dataset={config['choices']['dataset']} has {dataset.task}"
+        )
+    risk = build(config["risk"], "risk", **context).to(device)
+    _try_loss(loss, risk, out, example)
     weights = Weights(model, loss, risk)
     elementwise = getattr(locate(config["optim"]["_target_"], "optim"), "elementwise", False)
     params = [weights.flat] if elementwise else weights.parameters
@@ -247,7 +248,7 @@ def _check_batches(loader: Loader, samples: int, train: Train, model: torch.nn.M
 
 
 @torch.no_grad()
-def _try(model, loss, risk, example: Batch, precision: Precision, context: dict) -> None:
+def _try(model, example: Batch, precision: Precision) -> Output:
     """One forward of two samples in evaluation mode: a part that does not fit is found before anything is written."""
     model.eval()
     with precision.autocast():
@@ -256,7 +257,14 @@ def _try(model, loss, risk, example: Batch, precision: Precision, context: dict)
     logits = getattr(out, "logits", None)
     if logits is None or len(logits) != len(example):
         raise ConfigError(f"model: {type(model).__name__} must return runner.batch.Output(logits, features)")
-    losses = loss(out, example)
+    return out
+
+
+@torch.no_grad()
+def _try_loss(loss, risk, out: Output, example: Batch) -> None:
+    """The same of the loss and the risk, which are made for the model's features."""
+    out = loss.head(out)
+    logits, losses = out.logits, loss(out, example)
     if tuple(losses.shape) != tuple(logits.shape[:-1]):
         raise ConfigError(
             f"loss: {type(loss).__name__} must return one value per sample, {tuple(logits.shape[:-1])}, "

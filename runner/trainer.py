@@ -179,7 +179,8 @@ class Trainer:
     def outputs(self, x: Tensor) -> Output:
         """The model's output as the loss takes it, in a pass or for a hook that needs another."""
         with self.precision.autocast():
-            return self.forward(x)
+            out = self.forward(x)
+        return self.loss.head(out)
 
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
@@ -339,7 +340,8 @@ class Trainer:
         with self.hooks.weights(self):
             for batch in self.loader.evaluate(split, self.train.eval_batch_size):
                 with self.precision.autocast():
-                    logits.append(self.forward(batch.x).logits.float())
+                    out = self.forward(batch.x)
+                logits.append(self.loss.head(out).logits.float())
                 targets.append(batch.y)
         self.model.train()
         logits, targets = torch.cat(logits), torch.cat(targets)
@@ -365,7 +367,8 @@ class Trainer:
                 with self.hooks.weights(self):
                     model = self.model.state_dict()
                     model.update((key, value.clone()) for key, value in model.items())
-                self.unsaved[name] = {"model": model, "step": self.count}
+                loss = {key: value.detach().clone() for key, value in self.loss.named_parameters()}
+                self.unsaved[name] = {"model": model, "loss": loss, "step": self.count}
 
     # ---- state
 

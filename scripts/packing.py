@@ -55,7 +55,8 @@ def trainers(cells: list[list[str]], samples: int = 40, dtype: torch.dtype = tor
     made = []
     for overrides in cells:
         config = copy.deepcopy(compose(*overrides))
-        sizes = {"train": samples, "test": 8, "shape": SHAPE, "classes": 4}
+        task = build.locate(config["loss"]["_target_"], "loss").tasks[0]
+        sizes = {"train": samples, "test": 8, "shape": SHAPE, "classes": 4, "task": task}
         config["dataset"] = {"_target_": "scripts.bench.cases.MadeUp", "val": 0.0, **sizes}
         config["dataset"]["classes"] = CLASSES.get(config["choices"]["loss"], sizes["classes"])
         check_all(config)

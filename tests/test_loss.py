@@ -9,7 +9,8 @@ A reference module has
     CLASSES                         where the loss is defined for this number of classes only
     COUPLED                         True where the value of a sample depends on the rest of the batch
     observed(state, logits, y, index, **setting)
-                                    where the loss has memories: its state after `observe`, a dict of arrays
+                                    where the loss has memories: they after `observe`, a dict of arrays; it may ask
+                                    for `features` too
 
 and `reference` may ask by name for `state` (the loss's state_dict before the pass, as a dict of arrays), `index` (B,),
 `features` (B, D), `classes`, `samples`, `class_counts`, and `held`: the logits, (B, C), at which what the loss detaches
@@ -53,7 +54,7 @@ from runner.loss.z_loss_spherical import SphericalZ
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml"))
 B, C, D = 6, 5, 3
-CONTEXT = {"classes": C, "samples": 20, "class_counts": [8, 5, 4, 2, 1]}
+CONTEXT = {"classes": C, "samples": 20, "class_counts": [8, 5, 4, 2, 1], "features": D, "bag": 4}
 
 
 def make(option, **settings):
@@ -93,7 +94,7 @@ def arrays(loss):
 def expected(option, setting, loss, z, y, held=None):
     """The reference's values, with what it asks for."""
     z = z.detach().numpy()
-    given = {"state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy(), **context(option)}
+    given = {**context(option), "state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy()}
     given["held"] = z if held is None else held.numpy()
     asked = inspect.signature(reference(option).reference).parameters
     given = {name: what for name, what in given.items() if name in asked}
@@ -116,7 +117,7 @@ def draw(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-FEATURES = draw(B, D, seed=2)
+FEATURES = draw(B, D, seed=2).bfloat16().double()  # the same in every dtype
 IDS = torch.tensor([0, 4, 2, 2, 1, 3])
 SOFT = torch.softmax(draw(B, C, seed=1), -1)
 MULTIHOT = torch.tensor(
@@ -257,16 +258,20 @@ def test_observe_changes_the_rows_of_the_batch(option, setting, kind):
     loss, z, y = make(option, **setting), logits(option, kind, seed=5), targets(option, kind)
     index = torch.tensor([2, 11, 19, 5, 0, 7])  # seen before: 2, 19, 0, 7
     before = arrays(loss)
-    after = reference(option).observed(before, z.numpy(), y.numpy(), index.numpy(), **setting)
+    observed = reference(option).observed
+    given = {"features": FEATURES.numpy()} if "features" in inspect.signature(observed).parameters else {}
+    after = observed(before, z.numpy(), y.numpy(), index.numpy(), **given, **setting)
     loss.observe(Output(z, FEATURES), batch(y, index))
-    found = arrays(loss)
+    trained = dict(loss.named_parameters())
+    found = {name: memory for name, memory in arrays(loss).items() if name not in trained}
     assert found.keys() == after.keys()
     assert all(np.array_equal(found[name], after[name]) for name in found if found[name].dtype.kind == "i")
     rest = np.setdiff1d(np.arange(CONTEXT["samples"]), index.numpy())
     for name, memory in found.items():
         np.testing.assert_allclose(memory, after[name], rtol=1e-10, atol=1e-12)
-        assert np.array_equal(memory[rest], before[name][rest])
-        assert not np.array_equal(memory[index.numpy()], before[name][index.numpy()])
+        if memory.shape[:1] == (CONTEXT["samples"],):
+            assert np.array_equal(memory[rest], before[name][rest])
+            assert not np.array_equal(memory[index.numpy()], before[name][index.numpy()])
     other = make(option, **setting)
     other.load_state_dict(loss.state_dict())
     torch.testing.assert_close(value(other, z, y), value(loss, z, y), rtol=0, atol=0)

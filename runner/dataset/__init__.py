@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner import keyed
@@ -86,7 +87,8 @@ class Dataset:
     1. long tail: the training set is thinned to `imbalance`;
     2. subset: `subset` of what is left is kept, drawn without regard to the class;
     3. label noise: the labels of what is left are damaged;
-    4. validation: a part is held out. It comes after the noise, so validation labels are as noisy as a practitioner's.
+    4. validation: a part is held out. It comes after the noise, so validation labels are as noisy as a practitioner's;
+    5. bags: what is left for training is dealt into bags, of whose labels the mean alone is kept.
 
     The test split is never touched. Each draw has a generator of its own, so that, for example, another noise changes
     neither the subset nor the validation split. `Batch.index` of a training sample is its position in `train`.
@@ -106,6 +108,10 @@ class Dataset:
     imbalance : largest class over smallest class of a long tail (Cui et al. 2019, arXiv:1901.05555; Cao et al. 2019,
         arXiv:1906.07413): class c of C keeps n_max * imbalance^(-c / (C - 1)) samples, rounded down. n_max is the
         largest number for which every class has enough: the class size of a balanced set. Default 1: every sample.
+    bag_size : samples of a bag, for learning from label proportions: the target of every training sample is the mean of
+        its bag, (C,) shares of the classes or one float. Sample i is in bag i // bag_size, the samples that do not fill
+        a bag are left out, and an epoch visits bag after bag. Validation and test keep their labels; the training
+        accuracy of a run counts the largest share. Default 1: none.
     damage_seed : drives long tail, subset and noise, but not the validation split. Default None: the run's seed.
     seed : the run's seed.
 
@@ -141,6 +147,7 @@ class Dataset:
         noise_rate: Fraction = 0.0,
         asymmetric: dict[int, int] | None = None,
         imbalance: Ratio = 1.0,
+        bag_size: Count = 1,
         damage_seed: Natural | None = None,
         seed: int = 0,
     ):
@@ -153,7 +160,7 @@ class Dataset:
         for setting, used in (("noise", noise != "none"), ("imbalance", imbalance > 1)):
             if used and self.task != "classes":
                 raise ValueError(f"dataset.{setting} is defined for classes only, and this data set is {self.task}")
-        self.val_fraction, self.subset, self.imbalance = val, subset, imbalance
+        self.val_fraction, self.subset, self.imbalance, self.bag_size = val, subset, imbalance, bag_size
         self.noise, self.noise_rate, self.asymmetric = noise, noise_rate, asymmetric
         self.seed = seed
         self.damage_seed = seed if damage_seed is None else damage_seed
@@ -202,6 +209,8 @@ class Dataset:
                 "changed_val": int(changed[held].sum()),
             }
         self.train, self.val = (train.select(kept), train.select(held)) if len(held) else (train, None)
+        if self.bag_size > 1:
+            self.train = self._in_bags(self.train)
         facts |= {"train": len(self.train), "val": len(held), "test": len(self.test)}
         facts |= {"class_counts": self.class_counts, "damage_seed": self.damage_seed}
         self.record = facts
@@ -214,11 +223,25 @@ class Dataset:
         order = keyed.generator(self.seed, "validation").permutation(samples)
         return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
 
+    def _in_bags(self, split: Split) -> Split:
+        bags = len(split) // self.bag_size
+        if bags == 0:
+            raise ValueError(
+                f"dataset.bag_size={self.bag_size} is more than the {len(split)} training samples there are"
+            )
+        order = keyed.generator(self.seed, "bags").permutation(len(split))[: bags * self.bag_size]
+        split = split.select(torch.from_numpy(order))
+        y = F.one_hot(split.y, self.classes) if self.task == "classes" else split.y
+        mean = y.float().unflatten(0, (bags, self.bag_size)).mean(1)
+        return split.labelled(mean.repeat_interleave(self.bag_size, 0))
+
     @property
     def class_counts(self) -> list[int] | None:
         """Samples of each class in the training part, as labelled; None where the targets are not class ids."""
         if self.task != "classes":
             return None
+        if self.bag_size > 1:
+            return self.train.y.double().sum(0).round().long().tolist()
         return torch.bincount(self.train.y, minlength=self.classes).tolist()
 
     @property
@@ -229,6 +252,7 @@ class Dataset:
             "classes": self.classes,
             "samples": len(self.train),
             "class_counts": self.class_counts,
+            "bag": self.bag_size,
         }
 
 

@@ -57,7 +57,7 @@ class Loader:
     ):
         self.device, self.batch_size, self.seed, self.workers = torch.device(device), batch_size, seed, workers
         self.rank, self.world, self.dtype = rank, world, dtype
-        self.samples = len(dataset.train)
+        self.samples, self.bag = len(dataset.train), dataset.bag_size
         self.pixel_augments = [a for a in augments if type(a).pixels is not Augment.pixels]
         self.batch_augments = [a for a in augments if type(a).batch is not Augment.batch]
         self.wide = dtype if dtype.itemsize >= 4 else torch.float32
@@ -105,8 +105,9 @@ class Loader:
         return self._training(epoch, step, index, x, len(index))
 
     def order(self, epoch: int) -> Tensor:
-        """The training samples in the order in which the epoch visits them."""
-        return torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples)).to(self.device)
+        """The training samples in the order in which the epoch visits them: bag after bag."""
+        bags = torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples // self.bag))
+        return (bags.unsqueeze(1) * self.bag + torch.arange(self.bag)).flatten().to(self.device)
 
     def evaluate(self, split: Split, batch_size: int) -> Iterator[Batch]:
         """The samples of a split in order, without augmentation; each rank its contiguous share of the split."""

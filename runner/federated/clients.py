@@ -195,6 +195,8 @@ class Clients:
             return f"{type(run.loss).__name__} remembers samples"
         if any(isinstance(module, Dropout) for module in run.model.modules()):
             return "the model has dropout"
+        if getattr(run.loss, "masks", None) is not None:
+            return f"{type(run.loss).__name__} draws random numbers"
         if run.train.accumulate > 1 or run.sharpness.m is not None:
             return "train.accumulate" if run.train.accumulate > 1 else "sharpness.m"
         for name, hook in self.hooks.named.items():
@@ -208,8 +210,9 @@ class Clients:
             if "loss" in own and not hook.padding and self.uneven:
                 return f"hook={name} does not leave out the samples that fill up a smaller batch"
         if self.uneven:
-            if not run.risk.padding:
-                return f"{type(run.risk).__name__} does not leave out the samples that fill up a smaller batch"
+            for part in (run.loss, run.risk):
+                if not part.padding:
+                    return f"{type(part).__name__} does not leave out the samples that fill up a smaller batch"
             return padding.reason(run.norms)
         return None
 

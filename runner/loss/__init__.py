@@ -13,10 +13,25 @@ class Loss(nn.Module):
     The last axis of the logits is classes and the rest broadcasts, so (B, T, C) gives (B, T). Parameters of a loss
     (margins, heads, link functions) are trained with the model's; buffers are saved in the checkpoint.
     `tasks` says which kinds of targets the loss is defined for (see `runner.dataset.Dataset.task`).
-    A constructor may ask by name for what the data set knows: `classes`, `samples`, `class_counts`.
+    A constructor may ask by name for what the data set knows, `classes`, `samples`, `class_counts`, `bag` (samples
+    of a bag of labels), and for `features`, the D of the model's output.
+
+    Attributes
+    ----------
+    padding : bool
+        Whether the samples for which `batch.mask`, where set, is False leave the losses of the others alone. Default
+        True, as a loss is per sample. False for one that makes something of the whole batch: clients of a federation
+        whose batches are not all full are trained one after another then.
     """
 
     tasks: tuple[str, ...] = ("classes",)
+    padding: bool = True
+
+    def head(self, out: Output) -> Output:
+        """The output that training and evaluation go on with, in place of the model's: for a loss that makes the logits
+        itself, from the features or from the model's logits, with weights of its own. Default: the model's output.
+        """
+        return out
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -28,6 +43,14 @@ class Loss(nn.Module):
 def wide(logits: Tensor) -> Tensor:
     """Logits in fp32, or in fp64 where they are: a half-precision softmax overflows (users.md row 38)."""
     return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def counts(class_counts: list[int] | None, who: str) -> Tensor:
+    """Training samples of each class, (C,) int64; a class without any counts as one with one. ValueError where the
+    targets are not class ids."""
+    if class_counts is None:
+        raise ValueError(f"{who} needs class counts, and the targets of this data set are not class ids")
+    return torch.as_tensor(class_counts).clamp(min=1)
 
 
 def soft_targets(y: Tensor, logits: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch.nn import functional as F
 
 from runner import distributed
 from runner.config import Train, check_all
@@ -56,15 +57,22 @@ def pixels(shape: tuple[int, ...], classes: int, samples: int, seed: int) -> Spl
 
 
 class MadeUp(Dataset):
-    """Random pixels and labels: what is measured does not depend on their values."""
+    """Random pixels and labels: what is measured does not depend on their values. For regression the labels are floats
+    of one output, for "multilabel" one-hot."""
 
-    def __init__(self, train: int, test: int, shape: list[int], classes: int, **settings):
+    def __init__(self, train: int, test: int, shape: list[int], classes: int, task: str = "classes", **settings):
+        self.task = task
         super().__init__(**settings)
         self.sizes, self.shape, self.classes = (train, test), tuple(shape), classes
 
     def load(self) -> tuple[Split, Split]:
         self.mean, self.std = torch.full((2, self.shape[0]), 127.5)
         train, test = (pixels(self.shape, self.classes, size, seed) for seed, size in enumerate(self.sizes))
+        if self.task == "multilabel":
+            train, test = (split.labelled(F.one_hot(split.y, self.classes).float()) for split in (train, test))
+        if self.task == "regression":
+            train, test = (split.labelled(split.y / self.classes) for split in (train, test))
+            self.classes = 1
         return train, test
 
 

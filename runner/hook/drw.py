@@ -1,0 +1,41 @@
+"""Deferred re-weighting."""
+
+from dataclasses import replace
+
+from runner import distributed
+from runner.batch import Batch
+from runner.hook import Hook
+from runner.loss import counts
+from runner.schema import Natural, OpenFraction
+
+
+class DRW(Hook):
+    """Class weights from epoch `epoch` on, none before (Cao et al., NeurIPS 2019, arXiv:1906.07413, algorithm 1).
+
+        w_c = (1 - beta) / (1 - beta^n_c),   sample weight = w_y / mean of w_y over the step's whole batch
+
+    1 / w_c is the effective number of samples of a class with n_c (Cui et al., CVPR 2019, arXiv:1901.05555): 1 with
+    beta = 0, n_c in the limit beta -> 1. The weights multiply the losses of any loss. With risk=mean that is the
+    weighted mean sum w l / sum w, which is what torch's cross-entropy with class weights returns and the authors' code
+    (kaidic/LDAM-DRW) minimises. A soft target q has the weight sum_c q_c w_c. Weights that the batch has already are
+    multiplied. epoch=0 is class-balanced re-weighting from the start.
+
+    Parameters
+    ----------
+    epoch : default 160, of the authors' 200, together with a drop of the learning rate.
+    beta : default 0.9999.
+    class_counts : from the data set. Raises ValueError where its targets are not class ids.
+    """
+
+    def __init__(self, epoch: Natural = 160, beta: OpenFraction = 0.9999, *, class_counts: list[int] | None):
+        self.epoch = epoch
+        n = counts(class_counts, "hook=drw").double()
+        self.weights = (1 - beta) / (1 - beta**n)
+
+    def batch(self, run, batch: Batch) -> Batch:
+        if run.count < self.epoch * run.steps_per_epoch:
+            return batch
+        y, weights = batch.y, self.weights.to(batch.x)
+        weight = weights[y] if y.dim() == 1 else y.to(weights.dtype) @ weights
+        weight = weight * (batch.total or len(batch)) / distributed.sum_(weight.sum())
+        return replace(batch, weight=weight if batch.weight is None else batch.weight * weight)

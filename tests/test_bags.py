@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from runner.batch import Batch, Output
+from runner.build import ConfigError
 from runner.dataset.digits import Digits
 from runner.dataset.tables import Table
 from runner.loss.aggregate_response import AggregateResponse
@@ -68,6 +69,11 @@ def test_an_epoch_visits_bag_after_bag():
             assert torch.equal(bags - bags[:, :1], torch.arange(8).expand(len(bags), 8))
             assert (bags[:, 0] % 8 == 0).all()
     assert not torch.equal(torch.cat(first), torch.cat(second))
+
+
+def test_clients_have_no_bags():
+    with pytest.raises(ConfigError, match="takes bags apart"):
+        trainer(*SMALL, "dataset.bag_size=4", "loss=easyllp", "federated=fedavg", "federated.clients=2")
 
 
 # ---- EasyLLP

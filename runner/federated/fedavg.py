@@ -134,6 +134,8 @@ class FedAvg(Federated):
     def start(self, run: Trainer) -> None:
         if distributed.world > 1:
             raise ValueError("clients share one process; start it without torchrun")
+        if run.dataset.bag_size > 1:
+            raise ValueError("samples are dealt to clients one by one, which takes bags apart: set dataset.bag_size=1")
         train, val = run.dataset.train, run.dataset.val
         y = train.y.numpy()
         domain = None if train.domain is None else train.domain.numpy()

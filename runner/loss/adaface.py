@@ -41,6 +41,8 @@ class AdaFace(Loss):
     classes, features : from the data set and the model.
     """
 
+    padding = False
+
     def __init__(
         self,
         m: NonNegative = 0.4,

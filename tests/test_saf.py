@@ -135,10 +135,11 @@ def test_packed_equals_alone_where_the_term_is_at_work(words):
     assert_pack_equals_alone(lambda cells: [trainer(*cell, double=True) for cell in cells], cells)
 
 
-def test_logits_that_do_not_fit_are_one_line():
-    run = trainer(*SMALL, *SAF)
+@pytest.mark.parametrize("words", [SAF, MESA], ids=["saf", "mesa"])
+def test_logits_that_do_not_fit_are_one_line(words):
+    run = trainer(*SMALL, *words)
     batch = next(run.loader.epoch(0))
     out = run.model(batch.x)
     out.logits = out.logits[:, :3]
-    with pytest.raises(ValueError, match=r"hook.saf needs logits \(B, 10\), got \(32, 3\)"):
-        run.hooks.named["saf"].loss(run, out, batch)
+    with pytest.raises(ValueError, match=r"a trajectory loss needs logits \(B, 10\), got \(32, 3\)"):
+        next(iter(run.hooks.named.values())).loss(run, out, batch)

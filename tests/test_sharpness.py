@@ -227,7 +227,7 @@ def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypa
         *NEEDS.get(name, []),
         *options,
         "train.precision=fp16",
-        "hook=[ema,clip]",
+        "hook=[ema,clip,saf]",
         "schedule=constant",
     )
     run.precision.scale = LossScale(2.0**8)

@@ -6,7 +6,7 @@ from torch import Tensor
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.hook.ema import EMA
-from runner.hook.saf import trajectory
+from runner.hook.saf import recorded, trajectory
 from runner.schema import Natural, NonNegative, OpenFraction, Positive
 
 
@@ -27,6 +27,11 @@ class MESA(EMA):
     temperature : T. Default 5.
     decay : default 0.9998, over ImageNet's steps; a short run needs a smaller one.
     start : the last epoch without the term. Default 5.
+
+    Raises
+    ------
+    ValueError
+        Logits that are not (B, classes).
     """
 
     replicas = True
@@ -61,4 +66,5 @@ class MESA(EMA):
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         active = run.count // run.steps_per_epoch > self.after
-        return active * self.coefficient * trajectory(out.logits, self.past[batch.index], self.temperature).mean()
+        term = trajectory(out.logits, recorded(self.past, out, batch), self.temperature)
+        return active * self.coefficient * term.mean()

@@ -18,6 +18,13 @@ def trajectory(now: Tensor, past: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (a.exp() * (a - b)).sum(-1)
 
 
+def recorded(memory: Tensor, out: Output, batch: Batch) -> Tensor:
+    """The rows (B, classes) of the batch's samples. Raises ValueError for logits of another shape."""
+    if out.logits.shape[1:] != memory.shape[-1:]:
+        raise ValueError(f"a trajectory loss needs logits (B, {memory.shape[-1]}), got {tuple(out.logits.shape)}")
+    return memory[batch.index]
+
+
 class SAF(Hook):
     """Stay near the outputs of some epochs ago, so that the loss has no sudden drops (Du et al., NeurIPS 2022,
     arXiv:2205.14083): a stand-in for sharpness at the price of a gather.
@@ -64,10 +71,8 @@ class SAF(Hook):
         self.memory = torch.full(self.shape, torch.inf, dtype=run.weights.data.dtype, device=run.device)
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
-        if out.logits.dim() != 2 or out.logits.shape[-1] != self.shape[-1]:
-            raise ValueError(f"hook.saf needs logits (B, {self.shape[-1]}), got {tuple(out.logits.shape)}")
         epoch = run.count // run.steps_per_epoch
-        term = trajectory(out.logits, self.memory[epoch % self.lag][batch.index], self.temperature)
+        term = trajectory(out.logits, recorded(self.memory[epoch % self.lag], out, batch), self.temperature)
         return (epoch > self.after) * self.coefficient * term.mean()
 
     def observe(self, run, out: Output, batch: Batch) -> None:

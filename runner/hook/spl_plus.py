@@ -16,17 +16,18 @@ class SPLPlus(Hook):
 
         alpha + max(L + <g, v - w> - alpha, 0) / (1 - beta) + ||v - w||^2 / (2 lr) + (alpha - alpha_t)^2 / (2 c)
 
-    over v and alpha, with g = grad L(w). Its solution, derived here from that problem:
+    over v and alpha, with g = grad L(w). The solution, derived here from that problem:
 
         n = clip((L - alpha_t + c) / (c + lr * ||g||^2), 0, 1 / (1 - beta))
         v = w - lr * n * g,   alpha = alpha_t + c * (n - 1),   c = ratio * lr
 
-    The optimizer makes the first of the last two steps from n * g, and with plain SGD (no momentum, no decay) that is
-    the paper's method; lr is the scheduled learning rate. L is what was minimised on the batch: with risk=mean the
-    batch counts as one draw, and only train.batch_size=1 gives the CVaR of the samples' losses.
+    The hook hands n * g to the optimizer; plain SGD (no momentum, no decay) then makes that step, with the scheduled
+    learning rate as lr. L is what was minimised on the batch: with risk=mean the batch counts as one draw, and only
+    train.batch_size=1 gives the CVaR of the samples' losses.
 
-    Not settled: the paper gives the two steps different lengths that follow the scale of the loss. Neither its text
-    beyond the introduction nor code could be found, so c is a multiple of lr; the default, 1, is one step for both.
+    Not settled: how the paper scales the two steps. It says that SPL+ adapts to the scale of the loss, but neither its
+    text beyond the introduction nor code could be found. So c is a multiple of lr here, and the default, 1, is one step
+    for both.
 
     Parameters
     ----------

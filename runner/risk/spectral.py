@@ -82,11 +82,8 @@ class Spectral(Risk):
     def worst(self, losses: Tensor) -> Tensor:
         """p (n,) for losses (n,), by operations that vmap knows."""
         order = losses.argsort()
-        sorted_, sigma, place = (
-            losses[order],
-            self.sigma(len(losses), losses),
-            torch.arange(len(losses), device=losses.device),
-        )
+        sorted_, sigma = losses[order], self.sigma(len(losses), losses)
+        place = torch.arange(len(losses), device=losses.device)
         values = sorted_ - sorted_.mean() - self.nu * (sigma - 1)
         sums = torch.cat([values.new_zeros(1), values.cumsum(0)])
         means = (sums[1:] - sums[:-1, None]) / (place - place[:, None] + 1).clamp(min=1)  # [j, k]: from j to k

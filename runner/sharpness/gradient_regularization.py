@@ -19,9 +19,9 @@ class GradientRegularization(Sharpness):
     costs more. The ascent is not normalised: with e = gamma the forward form is grad L(w + gamma g), SAM's gradient
     with the gradient's own length as the radius.
 
-    The paper tunes gamma in {1e-4, 1e-3, 1e-2, 1e-1} and e in {0.01, 0.02, 0.05, 0.1, 0.2, 0.5}, finds the forward form
-    with a large e best, and has no default; the authors' code was announced and not published. The defaults here are
-    two of these values. The norm is over all trainable parameters, and the optimizer's weight decay is not part of L.
+    For WRN-28-10 the paper tunes gamma in {1e-4, 1e-3, 1e-2, 1e-1} and e in {0.01, 0.02, 0.05, 0.1, 0.2, 0.5}, finds
+    the forward form with a large e best, and has no default; the authors' repository has no code. The defaults here are
+    two of these values. The norm is over all trainable parameters, and the optimizer's decay is not part of L.
 
     Parameters
     ----------

@@ -117,7 +117,7 @@ LD = [*SKEWED, "federated=fedld"]
 def test_fedlds_server(hidden, k_proportion):
     run, algorithm = federation(*LD, f"model.hidden=[{hidden}]", f"federated.k_proportion={k_proportion}")
     given, steps = [], []
-    for round_, clients in enumerate([(0, 1, 2, 3, 4, 5), (4, 1, 3), (5,), (0, 1, 2, 5)]):
+    for round_, clients in enumerate([(4, 1, 3), (0, 1, 2, 3, 4, 5), (5,), (0, 1, 2, 5)]):
         deltas = {client: draw(run, 10 * round_ + client) for client in clients}
         if round_ == 0:  # a tensor that has not moved takes the mean once more
             span = algorithm.spans[1]
@@ -405,8 +405,9 @@ def test_fedlex_guides_before_clipping():
 def test_fedlex_explores_side_by_side():
     ends = []
     for chunk in (1, 4):
-        run, algorithm = federation(*SKEWED, "federated=fedlex", f"federated.chunk={chunk}", "federated.rounds=1")
-        rounds(run, algorithm)
+        run, algorithm = federation(*SKEWED, "federated=fedlex", f"federated.chunk={chunk}")
+        algorithm._explore(run)
+        assert not run.sums().any()  # the record is of the rounds
         assert (algorithm.crew is None) == (chunk == 1)
         assert sorted(algorithm.explored) == algorithm.explorers == [0, 1, 2, 3, 4, 5]
         ends.append(algorithm.guide)

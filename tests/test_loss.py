@@ -246,6 +246,11 @@ def test_forward_changes_no_state(option, kind, training):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
+def test_what_couples_the_samples_is_not_padded(option):
+    assert make(option).padding == (not says(option, "COUPLED"))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_who_remembers_says_how(option):
     assert (type(make(option)).observe is not Loss.observe) == (says(option, "observed") is not None)
 

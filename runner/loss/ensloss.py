@@ -37,6 +37,8 @@ class EnsLoss(Loss):
     classes, samples : from the data set. Raises ValueError for other than two classes.
     """
 
+    padding = False
+
     def __init__(self, lam: Annotated[float, Range(-1, 1)] = 0.0, *, classes: int, samples: int):
         if classes != 2:
             raise ValueError(f"loss=ensloss is defined for two classes, and this data set has {classes}")
@@ -47,8 +49,8 @@ class EnsLoss(Loss):
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         z = wide(out.logits)
-        sign = soft_targets(batch.y, z) @ z.new_tensor([-1.0, 1.0])
-        margin = sign * (z[..., 1] - z[..., 0])
+        q = soft_targets(batch.y, z)
+        margin = (q[..., 1] - q[..., 0]) * (z[..., 1] - z[..., 0])
         s, n = margin.detach(), self.draws[batch.index].to(z.dtype)
         lam = torch.as_tensor(self.lam, dtype=n.dtype, device=n.device)
         power = 1 / torch.where(lam == 0, 1.0, lam)

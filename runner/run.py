@@ -18,7 +18,7 @@ from runner.config import LISTS, SINGLES, Train, folder, identity
 from runner.dataset.loader import Loader
 from runner.dropout import Masks
 from runner.errors import defaults
-from runner.hook import Hooks
+from runner.hook import Hook, Hooks
 from runner.listing import conf_dir
 from runner.precision import Precision
 from runner.record import Record, finished
@@ -213,14 +213,14 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         optimizer=build(config["optim"], "optim", params=params),
         schedule=build(config["schedule"], "schedule"),
         sharpness=build(config["sharpness"], "sharpness"),
-        hooks=Hooks(federated.hooks() | hooks),
+        hooks=Hooks(federated.among(hooks)),
         precision=precision,
         masks=masks,
         train=train,
         device=device,
         record=record,
     )
-    with _as_config_error("federated" if federated.hooks() else "hook"):
+    with _as_config_error("hook" if type(federated).start is Hook.start else "federated"):
         trainer.hooks.start(trainer)
     return trainer, federated, transform, example
 

@@ -244,13 +244,19 @@ REASONS = {
     "fp16": ["train.precision=fp16"],
     "accumulate": ["train.accumulate=2"],
     "spectral_decoupling": ["hook=spectral_decoupling"],
+    "ELR": ["loss=elr"],
+    "AdaptiveK": ["risk=adaptive_k"],
+    "saf": ["hook=saf"],
+    "pgd": ["hook=pgd"],
 }
 
 
+@pytest.mark.parametrize("chunk", ["auto", 4])
 @pytest.mark.parametrize("reason", REASONS)
-def test_what_is_not_made_for_it_goes_one_after_another(reason):
+def test_what_is_not_made_for_it_goes_one_after_another(reason, chunk):
     words = [word for word in SKEWED if reason != "dropout" or not word.startswith("model")]
-    run, algorithm = federation(*words, *REASONS[reason], "federated=fedavg", "federated.rounds=1", double=False)
+    words += [*REASONS[reason], "federated=fedavg", "federated.rounds=1", f"federated.chunk={chunk}"]
+    run, algorithm = federation(*words, double=False)
     said = []
     run.tell = said.append
     rounds(run, algorithm)

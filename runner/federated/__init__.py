@@ -9,9 +9,10 @@ class Federated(Hook):
     As a hook it is started with the run, before anything is written, and its state is in the run's checkpoint.
     """
 
-    def hooks(self) -> dict[str, Hook]:
-        """What goes before the run's own hooks: itself, and what it does in a client's steps."""
-        return {}
+    def among(self, hooks: dict[str, Hook]) -> dict[str, Hook]:
+        """The run's own hooks, and what an algorithm adds to them: first what it does in a client's steps, and last
+        itself, to be started when they are."""
+        return hooks
 
     def describe(self, run) -> str:
         """The amount of work, for the run's heading."""

@@ -20,6 +20,7 @@ from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.record import Stopped
 from runner.replicas import Replicas, Unpackable, refuse
+from runner.risk import Risk
 from runner.trainer import Trainer
 from runner.weights import Weights
 
@@ -49,10 +50,11 @@ class Updates:
 class Clients:
     """Local training from the server's weights.
 
-    A client starts a round with fresh optimizer and hook states; a hook that changes what is evaluated is the server's.
-    Its schedule is that of a run of its own over all rounds; an epoch's order is that of the plain run's epoch, of
-    which every client takes its own samples. So one client with all the data does what the plain run does. A last batch
-    of one sample is left out where the model has batch normalisation.
+    A client starts a round with fresh optimizer and hook states, but for hooks that remember samples, of which each has
+    one client; a hook that changes what is evaluated is the server's. Its schedule is that of a run of its own over all
+    rounds; an epoch's order is that of the plain run's epoch, of which every client takes its own samples. So one
+    client with all the data does what the plain run does. A last batch of one sample is left out where the model has
+    batch normalisation.
 
     Parameters
     ----------
@@ -93,7 +95,8 @@ class Clients:
         named = run.hooks.named
         self.hooks = Hooks({n: h for n, h in named.items() if type(h).weights is Hook.weights and n != "federated"})
         self.user = {name: hook for name, hook in self.hooks.named.items() if name != "client"}
-        self.fresh = {name: copy.deepcopy(hook.state_dict()) for name, hook in self.user.items()}
+        again = {n: h for n, h in self.user.items() if type(h).observe is Hook.observe}  # others remember samples
+        self.fresh = {name: copy.deepcopy(hook.state_dict()) for name, hook in again.items()}
         self.seed_of_one = run.masks.seeds[0]
         self._ranks: dict[int, Tensor] = {}
 
@@ -151,6 +154,7 @@ class Clients:
         for name, state in self.fresh.items():
             if state:
                 self.user[name].load_state_dict(copy.deepcopy(state))
+                self.user[name].start(run)  # from these weights
         run.masks.seeds = [self.seed_of_one + (client << 32)]
         run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
         sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
@@ -191,8 +195,9 @@ class Clients:
             refuse(run)
         except Unpackable as why:
             return str(why)
-        if type(run.loss).observe is not Loss.observe:
-            return f"{type(run.loss).__name__} remembers samples"
+        for part, base in ((run.loss, Loss), (run.risk, Risk)):
+            if type(part).observe is not base.observe:
+                return f"{type(part).__name__} remembers what it has seen"
         if any(isinstance(module, Dropout) for module in run.model.modules()):
             return "the model has dropout"
         if getattr(run.loss, "masks", None) is not None:
@@ -202,10 +207,10 @@ class Clients:
         for name, hook in self.hooks.named.items():
             own = {
                 method
-                for method in ("batch", "gradient", "step", "loss")
+                for method in ("batch", "observe", "gradient", "step", "loss")
                 if getattr(type(hook), method) is not getattr(Hook, method)
             }
-            if "batch" in own or (own & {"gradient", "step"} and not hook.replicas) or self.fresh.get(name):
+            if own & {"batch", "observe"} or (own & {"gradient", "step"} and not hook.replicas) or self.fresh.get(name):
                 return f"hook={name} is not made for replicas" if name in self.user else "the algorithm's own step"
             if "loss" in own and not hook.padding and self.uneven:
                 return f"hook={name} does not leave out the samples that fill up a smaller batch"

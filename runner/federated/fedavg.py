@@ -128,8 +128,8 @@ class FedAvg(Federated):
 
     # ---- the start
 
-    def hooks(self) -> dict[str, Hook]:
-        return {"client": self.client, "federated": self}
+    def among(self, hooks: dict[str, Hook]) -> dict[str, Hook]:
+        return {"client": self.client, **hooks, "federated": self}
 
     def start(self, run: Trainer) -> None:
         if distributed.world > 1:
@@ -194,11 +194,14 @@ class FedAvg(Federated):
         if not self.answered:
             self.begin_round()
         left = [client for client in chosen if client not in lost and client not in self.answered]
-        if self.size is None and left:
-            self.size, line = self.clients.probe(
-                left, round_, self.weights.data, self.buffers, trainer.hooks.named["client"], self.brief
-            )
-            trainer.tell(f"clients {line}")
+        if left and self.crew is None and self.size != 1:
+            if self.size is None:
+                own = trainer.hooks.named["client"]
+                self.size, line = self.clients.probe(left, round_, self.weights.data, self.buffers, own, self.brief)
+                trainer.tell(f"clients {line}")
+            elif why := self.clients.apart():
+                self.size = 1
+                trainer.tell(f"clients one after another: {why}")
         try:
             for updates, clients in self._answers(trainer, left, round_):
                 if updates is not None and updates.clients:

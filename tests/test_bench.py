@@ -248,3 +248,12 @@ def test_gpu_check_of_gradients_can_fail():
     assert test_gpu.distance({name: 2 * value for name, value in right.items()}, right) == pytest.approx(1.0)
     other = test_gpu.gradient(test_gpu.mlp("cpu", "seed=1"))
     assert test_gpu.distance(other, right) > 0.5
+
+
+def test_federated(here):
+    from scripts.bench import federated
+
+    found = federated.measure(rounds=(1, 1), clients=4)
+    check(found, 3)
+    assert sum(federated.sizes(100, 10_000)) == 10_000
+    assert (min(federated.sizes(100, 10_000)), max(federated.sizes(100, 10_000))) == (40, 160)

@@ -3,7 +3,7 @@
 import re
 
 from runner.listing import GROUPS, conf_dir, options, title
-from runner.sharpness.sam import SAM
+from runner.sharpness.asam import ASAM
 from scripts import packing
 from scripts.tables import alone, readme
 from tests.conftest import ROOT
@@ -17,8 +17,8 @@ def test_conf_readme_is_fresh():
 def test_what_is_not_trained_side_by_side_is_listed(monkeypatch):
     monkeypatch.setattr(packing, "GROUPS", ("sharpness",))
     assert alone(conf_dir())[-1] == "- none."
-    monkeypatch.setattr(SAM, "replicas", False)
-    assert alone(conf_dir())[-1] == "- `sharpness=sam`: SAM does not say that it works on replicas"
+    monkeypatch.setattr(ASAM, "replicas", False)
+    assert alone(conf_dir())[-1] == "- `sharpness=asam`: ASAM does not say that it works on replicas"
 
 
 def test_every_option_names_its_source():

@@ -6,6 +6,7 @@ else is the same code that one run uses, on tensors with one more axis (see `run
 
 import copy
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from torch.func import functional_call, vmap
 
 from runner import diagnose, distributed, padding
 from runner.batch import Batch, Output
+from runner.dropout import Masks
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.risk import Risk, attended
@@ -49,6 +51,36 @@ def refuse(trainer: Trainer) -> None:
         raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that its update is elementwise")
     if not trainer.sharpness.replicas:
         raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
+
+
+def twin(run: Trainer, hooks: Hooks) -> Trainer:
+    """A trainer like this one, with these hooks and with weights, buffers and an optimizer's state of its own.
+
+    Of dropout it has the other's masks: to be used for replicas of models without. The optimizer has one flat vector.
+    """
+    model, loss, risk = copy.deepcopy((run.model, run.loss, run.risk))
+    weights = Weights(model, loss, risk)
+    optimizer = copy.copy(run.optimizer)
+    optimizer.state = defaultdict(dict)
+    (group,) = run.optimizer.param_groups
+    optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
+    return Trainer(
+        dataset=run.dataset,
+        loader=run.loader,
+        model=model,
+        loss=loss,
+        risk=risk,
+        weights=weights,
+        optimizer=optimizer,
+        schedule=run.schedule,
+        sharpness=copy.copy(run.sharpness),
+        hooks=Hooks({name: copy.copy(hook) for name, hook in hooks.named.items()}),
+        precision=run.precision,
+        masks=Masks(list(run.masks.seeds)),
+        train=run.train,
+        device=run.device,
+        record=run.record,
+    )
 
 
 class Replicas(Trainer):

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from runner import checkpoint, padding
 from runner.batch import Batch
 from runner.diagnose import NonFinite
-from runner.dropout import Dropout, Masks
+from runner.dropout import Dropout
 from runner.federated.partition import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.record import Stopped
-from runner.replicas import Replicas, Unpackable, refuse
+from runner.replicas import Replicas, Unpackable, refuse, twin
 from runner.risk import Risk
 from runner.trainer import Trainer
-from runner.weights import Weights
 
 SIZES = (8, 32, 128)  # clients side by side that the probe tries
 WORTH = 1.1  # times the speed of one after another, below which side by side is not worth its risk
@@ -379,7 +378,7 @@ class Crew(Replicas):
 
     def __init__(self, clients: Clients, count: int):
         run = clients.run
-        super().__init__([_twin(run, clients.hooks) for _ in range(count)], loader=run.loader)
+        super().__init__([twin(run, clients.hooks) for _ in range(count)], loader=run.loader)
         total = len(run.dataset.train)
         self.rest = [self.values[n] for n, b in self.parts.named_buffers() if not (b.dim() and b.shape[0] == total)]
 
@@ -417,33 +416,6 @@ class Crew(Replicas):
             if batch.mask is not None:
                 right &= batch.mask
             self.correct += right.sum(-1) * (real > 0)
-
-
-def _twin(run: Trainer, hooks: Hooks) -> Trainer:
-    """A trainer like this one, with weights, buffers and states of its own."""
-    model, loss, risk = copy.deepcopy((run.model, run.loss, run.risk))
-    weights = Weights(model, loss, risk)
-    optimizer = copy.copy(run.optimizer)
-    optimizer.state = defaultdict(dict)
-    (group,) = run.optimizer.param_groups
-    optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
-    return Trainer(
-        dataset=run.dataset,
-        loader=run.loader,
-        model=model,
-        loss=loss,
-        risk=risk,
-        weights=weights,
-        optimizer=optimizer,
-        schedule=run.schedule,
-        sharpness=copy.copy(run.sharpness),
-        hooks=Hooks({name: copy.copy(hook) for name, hook in hooks.named.items()}),
-        precision=run.precision,
-        masks=Masks([0]),  # `Clients.apart`: no dropout
-        train=run.train,
-        device=run.device,
-        record=run.record,
-    )
 
 
 def _tolerance(run: Trainer) -> float:

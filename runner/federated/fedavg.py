@@ -169,12 +169,10 @@ class FedAvg(Federated):
         return chosen.tolist(), chosen[lost].tolist()
 
     def describe(self, run: Trainer) -> str:
-        sizes = self.partition.sizes
-        drawn = len(self.plan[0][0])
-        left = f", {(self.partition.owner < 0).sum():,} samples have none" if (self.partition.owner < 0).any() else ""
+        left = f", {(self.partition.owner < 0).sum():,} have none" if (self.partition.owner < 0).any() else ""
         return (
-            f"{self.rounds:,} rounds of {drawn:,} of {self.count:,} clients with {sizes.min():,} to {sizes.max():,} "
-            f"samples ({self.kind}{left}), {min(self.clients.steps):,} to {max(self.clients.steps):,} local steps of "
+            f"{self.rounds:,} rounds of {len(self.plan[0][0]):,} of {self.count:,} clients with "
+            f"{_span(self.partition.sizes)} samples ({self.kind}{left}), {_span(self.clients.steps)} local steps of "
             f"{run.train.batch_size}"
         )
 
@@ -319,6 +317,11 @@ class FedAvg(Federated):
         self.size, self.answered, self.refused = state["size"], list(state["answered"]), list(state["refused"])
         for name, value in state["round"].items():
             setattr(self, name, _where(getattr(self, name), value))
+
+
+def _span(values) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _where(own: Tensor | list, value: Tensor | list) -> Tensor | list:

@@ -4,7 +4,7 @@ import resource
 import sys
 from pathlib import Path
 
-from runner.replicas import Replicas
+from runner.replicas import Replicas, twin
 from scripts.bench import compare
 from scripts.bench.cases import LENET, Case, Steps, build, now
 from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, once, take_turns
@@ -26,11 +26,12 @@ ROUNDS = (3, 2)
 
 
 class Together:
-    """Steps of K replicas, which differ in their seeds, one after another."""
+    """Steps of K replicas, with weights and batches of their own, one after another."""
 
     def __init__(self, case: Case, replicas: int, steps: int, device: str = "cpu", overrides: tuple[str, ...] = ()):
         words = ("train.steps=1000000000", "train.drop_last=true", *overrides)
-        members = [build(case, *words, f"seed={k}", device=device, folder=Path("unused"))[0] for k in range(replicas)]
+        first, _ = build(case, *words, device=device, folder=Path("unused"))  # a thousand built anew take minutes
+        members = [first, *(twin(first, first.hooks) for _ in range(replicas - 1))]
         self.run, self.steps, self.device = Replicas(members), steps, device
         self.run.model.train()
         self.batches = self.endless()

@@ -71,7 +71,7 @@ def test_two_steps_change_every_tensor_and_stay_finite(name, optim, loss):
 def test_a_deployed_weight_is_the_one_that_was_trained_with(name):
     """Integers, scale and zero point give what the layer multiplies with; no more levels than the bits have."""
     run = trainer(*DEEP, f"quantization={name}")
-    advance(run, 3)
+    advance(run, run.steps)
     run.model.eval()
     for layer in quantized(run.model).values():
         codes = layer.codes()
@@ -255,6 +255,96 @@ def test_the_gradient_can_be_differentiated_again():
     (slope,) = torch.autograd.grad(value, scale, create_graph=True)
     (second,) = torch.autograd.grad(slope, scale)
     assert second.item() == pytest.approx(0.125 + 0.125 + 18, rel=1e-12)
+
+
+# ---- DoReFa, ReSTE, BiPer
+
+
+def grads(layer, x, upstream):
+    """Values on the layer's grid and the gradients of sum upstream * value by x and the layer's parameters."""
+    x = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    y = rounded(layer, x)
+    return y.detach(), *torch.autograd.grad(y, (x, *layer.parameters()), torch.tensor(upstream, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_dorefa(bits):
+    plain, dorefa = reference("dorefa"), import_module("runner.quantization.dorefa")
+    w = POINTS + 0.01  # no zero, whose sign is a convention
+    found = grads(dorefa.Weights(bits), w, UPSTREAM)
+    for mine, expected in zip(found, plain.weights(w, UPSTREAM, bits), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-12, atol=1e-14)
+    found = grads(dorefa.Inputs(bits, signed=False), w, UPSTREAM)
+    for mine, expected in zip(found, plain.inputs(w, UPSTREAM, bits), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_dorefas_signed_inputs_have_zero_and_both_signs():
+    """Three bits: multiples of 1/3. One bit: the sign."""
+    dorefa = import_module("runner.quantization.dorefa")
+    x = torch.tensor([-2.0, -0.7, -0.1, 0.0, 0.2, 0.9])
+    torch.testing.assert_close(rounded(dorefa.Inputs(3, signed=True), x) * 3, torch.tensor([-3.0, -2, 0, 0, 1, 3]))
+    assert rounded(dorefa.Inputs(1, signed=True), x).tolist() == [-1, -1, -1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("o", [1.0, 1.7, 3.0])
+def test_reste(o):
+    plain, reste = reference("reste"), import_module("runner.quantization.reste")
+    w = POINTS + 0.01
+    layer = reste.Weights(torch.tensor(w), 1.5)
+    layer.o.fill_(o)
+    for mine, expected in zip(grads(layer, w, UPSTREAM), plain.weights(w, UPSTREAM, o), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-12, atol=1e-14)
+    layer = reste.Inputs(torch.tensor(w), 1.5)
+    layer.o.fill_(o)
+    value, slope = grads(layer, w, UPSTREAM)
+    np.testing.assert_array_equal(value, np.sign(w))
+    np.testing.assert_allclose(slope, [u * plain.slope(v, o) for u, v in zip(UPSTREAM, w, strict=True)], rtol=1e-12)
+    assert rounded(reste.Inputs(layer.o, 1.5, signed=False), torch.tensor([0.0, 0.3])).tolist() == [0, 1]
+
+
+def test_restes_power_rises_by_the_epoch():
+    run = trainer(*DEEP[:-2], "train.epochs=4", DEEP[-1], "quantization=reste")
+    layer = run.model.body[3].quantize_w
+    for epoch in range(4):
+        assert layer.o.item() == pytest.approx(reference("reste").power(epoch, 4, 3.0), rel=1e-6)
+        for batch in run.loader.epoch(epoch):
+            run.step(batch)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_biper(stage):
+    plain, biper = reference("biper"), import_module("runner.quantization.biper")
+    w = np.stack([POINTS + 0.01, 0.3 * POINTS - 0.02])
+    up = np.stack([UPSTREAM, UPSTREAM[::-1]])
+    layer = biper.Weights(torch.tensor(w), 20.0)
+    assert layer.alpha.min() >= 0 and layer.alpha.max() < 1
+    layer.stage.fill_(stage)
+    value, by_w, by_alpha = grads(layer, w, up)
+    for row in range(2):
+        expected = plain.weights(w[row], up[row], layer.alpha[row].item(), 20.0, stage)
+        for mine, theirs in zip((value[row], by_w[row], by_alpha[row].item()), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-12)
+    value, slope = grads(biper.Inputs(signed=True), w, up)
+    for row in range(2):
+        expected = plain.inputs(w[row], up[row])
+        np.testing.assert_array_equal(value[row], expected[0])
+        np.testing.assert_allclose(slope[row], expected[1], rtol=1e-10, atol=1e-12)
+
+
+def test_bipers_stages_and_penalty():
+    run = trainer(*DEEP, "quantization=biper", "quantization.penalty=0.3", "quantization.ends=same", double=True)
+    layers = list(quantized(run.model).values())
+    assert len(layers) == 3
+    batch = next(run.loader.epoch(0))
+    out = run.model(batch.x)
+    plain = run.risk(run.loss(out, batch), batch)
+    weights = [layer.weight.detach().flatten().tolist() for layer in layers]
+    expected = reference("biper").penalty(weights, 0.3, 30.0)
+    assert (run.objective(batch)[0] - plain).item() == pytest.approx(expected, rel=1e-10)
+    for count in range(run.steps):
+        assert {layer.quantize_w.stage.item() for layer in layers} == {2 if count >= run.steps * 2 / 3 else 1}
+        run.step(batch)
 
 
 # ---- which layers

@@ -78,8 +78,19 @@ class Levels(torch.autograd.Function):
 def rounded(v: Tensor, low: Tensor, high: Tensor, binary: bool) -> Tensor:
     """The level of every v, counted in steps."""
     if binary:
-        return torch.where(v < 0, -torch.ones_like(v), torch.ones_like(v))
+        return sign(v)
     return torch.clamp(v.round(), low, high)
+
+
+def sign(x: Tensor, signed: bool = True) -> Tensor:
+    """-1 or 1, the latter at zero; of what is never negative 0 or 1, the former at zero."""
+    one = torch.ones_like(x)
+    return torch.where(x < 0, -one, one) if signed else torch.where(x > 0, one, torch.zeros_like(x))
+
+
+def straight(values: Tensor, through: Tensor) -> Tensor:
+    """`values`, with the gradient of `through`."""
+    return values.detach() + (through - through.detach())
 
 
 class Quantizer(nn.Module):
@@ -252,8 +263,28 @@ class QuantizedConv2d(nn.Conv2d):
 
 
 def scaled(y: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
-    y = y * step.to(y.dtype)
+    y = Scaled.apply(y, step)
     return y if bias is None else y + bias.to(y.dtype)
+
+
+class Scaled(torch.autograd.Function):
+    """y * step in the type of y; the gradient by the step, a sum over all of y, in fp32 at least."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, step: Tensor) -> Tensor:
+        return y * step.to(y.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        y, step = ctx.saved_tensors
+        of_step = (wide(grad) * y).sum_to_size(step.shape) if ctx.needs_input_grad[1] else None
+        return grad * step.to(grad.dtype), of_step
 
 
 QUANTIZED = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv2d}

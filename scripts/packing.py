@@ -24,6 +24,7 @@ NEEDS = {
     "dorefa": ["quantization.ends=same"],  # a small model may have no layer between the first and the last
     "reste": ["quantization.ends=same"],
     "biper": ["quantization.ends=same"],
+    "littlebit": ["quantization.ends=same"],
 }
 SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2}  # of a loss that is not defined for four

@@ -302,23 +302,19 @@ class Target:
     signed: bool  # whether an input was negative
 
 
-def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable) -> nn.Module:
-    """Give every Linear and Conv2d of the model its quantizers, in place: the layers keep their names and tensors.
+def targets(model: nn.Module, batch: Batch, bits: int, ends: Ends) -> dict[str, Target]:
+    """Every Linear and Conv2d that the batch passes through, by name and in the order of that, and what it is to get.
 
-    The first and the last layer are those that the batch passes first and last. BatchNorm normalises with the batch's
-    statistics meanwhile and keeps its own, as those of a model that is not trained yet say nothing.
+    The first and the last layer are those that the batch passes first and last. Layers that it does not pass through as
+    modules (a fused attention reads its projection's weight itself) and subclasses, which may have a forward of their
+    own, are no targets.
 
-    make(target, x) -> (quantize_w, quantize_x) : modules for one layer that return (levels, step), from what it is and
-        its (B, ...) input in full precision. The step of weights is () or has one element for each output channel.
-    ends : bits of the first and last layer; "same" as the others, "float" not quantized.
-
-    Layers that the batch does not pass through as modules (a fused attention reads its projection's weight itself) and
-    subclasses with a forward of their own stay as they are.
+    ends : bits of the first and last layer; "same" as the others, "float" no target.
 
     Raises
     ------
     ValueError
-        Nothing to replace; the message says what there was.
+        There is none; the message says what there was.
     """
     layers = {name: layer for name, layer in model.named_modules() if type(layer) in QUANTIZED}
     order: list[str] = []
@@ -339,6 +335,16 @@ def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable
     }
     if not chosen:
         raise ValueError(missing(model, layers, order))
+    return chosen
+
+
+def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable) -> nn.Module:
+    """Give every target its quantizers, in place: the layers keep their names and tensors. Raises as `targets` does.
+
+    make(target, x) -> (quantize_w, quantize_x) : modules for one layer that return (levels, step), from what it is and
+        its (B, ...) input in full precision. The step of weights is () or has one element for each output channel.
+    """
+    chosen = targets(model, batch, bits, ends)
     made: dict[str, tuple[nn.Module, nn.Module]] = {}
 
     def calibrate(name: str, x: Tensor) -> None:
@@ -347,7 +353,7 @@ def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable
 
     watch(model, batch.x, {name: target.layer for name, target in chosen.items()}, calibrate)
     for name, (quantize_w, quantize_x) in made.items():
-        layer = layers[name]
+        layer = chosen[name].layer
         layer.__class__ = QUANTIZED[type(layer)]
         layer.quantize_w, layer.quantize_x = quantize_w.train(layer.training), quantize_x.train(layer.training)
     return model
@@ -355,7 +361,11 @@ def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable
 
 @torch.no_grad()
 def watch(model: nn.Module, x: Tensor, layers: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> None:
-    """One forward pass that shows the input of every layer to see(name, x)."""
+    """One forward pass that shows the input of every layer to see(name, x).
+
+    BatchNorm normalises with the batch's statistics meanwhile and keeps its own: those of a model that is not trained
+    yet say nothing.
+    """
     modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     handles = [

@@ -18,6 +18,8 @@ from runner.model.timm import Timm
 from runner.quantization.fake import QUANTIZED, Float, Quantizer
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
+from runner.quantization.self_compression import SelfCompression
+from runner.run import _calibration
 from scripts import packing
 from tests.test_compose import assert_resumed_equals_whole
 from tests.test_replicas import advance, assert_pack_equals_alone, doubled
@@ -448,6 +450,22 @@ def test_self_compression_compresses():
     assert not rounded(layer.quantize_w, layer.weight).any()
 
 
+@pytest.mark.parametrize("model", ["cnn", "mlp", "resnet20"])
+def test_channels_without_bits_are_removed_for_real(model):
+    run = trainer(*SMALL[:-1], f"model={model}", "quantization=self_compression", double=True)
+    layers = quantized(run.model)
+    with torch.no_grad():
+        for layer in layers.values():
+            layer.quantize_w.bits[1::3] = -0.1
+    x = next(run.loader.epoch(0)).x
+    removed = SelfCompression().convert(run.model.eval(), None)
+    torch.testing.assert_close(removed(x).logits, run.model(x).logits, rtol=0, atol=1e-10)
+    for name, layer in layers.items():
+        kept = removed.get_submodule(name).layer.weight
+        assert len(kept) == len(layer.weight) - len(layer.weight[1::3])
+        assert kept.shape[1:] == layer.weight.shape[1:]
+
+
 # ---- LittleBit
 
 
@@ -603,6 +621,17 @@ def test_scales_of_inputs_come_from_the_calibration_samples():
     (batch,) = run.loader.evaluate(run.dataset.train, 200)
     expected = reference("lsq").first_step(batch.x.numpy(), 8, True)
     assert run.model.body[1].quantize_x.scale.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_every_process_calibrates_with_all_of_the_samples():
+    run = trainer(*SMALL, "quantization=lsq")
+    parts = []
+    for rank in range(2):
+        run.loader.rank, run.loader.world = rank, 2
+        parts.append(_calibration(run.dataset, run.loader, 0, 50))
+    assert len(parts[0]) == 50
+    assert torch.equal(parts[0].x, parts[1].x)
+    assert len(next(iter(run.loader.evaluate(run.dataset.train, 50)))) == 50  # of this process's half
 
 
 # ---- BatchNorm

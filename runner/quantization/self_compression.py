@@ -1,5 +1,6 @@
 """Self-compressing networks: learned bit widths under a penalty on size."""
 
+import copy
 import math
 from typing import Annotated
 
@@ -57,12 +58,13 @@ class SelfCompression(Transform, Hook):
         q(w) = 2^e round(clamp(2^-e w, -2^(b-1), 2^(b-1) - 1)),   straight through the rounding
         loss + gamma * Q,   Q = sum over channels of b * (weights in the channel) / (weights in all of them)
 
-    so that Q is the mean number of bits of a weight. A channel whose b reaches 0 has weights of zero and can be left
-    out. Inputs stay in full precision. b counts as max(b, 0), as in a public port that the defaults follow in gamma
-    (geohot/ai-notebooks, mnist_self_compression.ipynb; not the authors' code); it starts with b = 2 and e = -8 for a
-    model with BatchNorm behind every layer. Here b starts at 8 and e, unless given, where the largest weight of its
-    channel just fits, so that a network starts as it would without. The paper's own gamma and start were not found.
-    e is stored as the distance from its start: weight decay, which acts on every parameter, draws it there, and b to 0.
+    so that Q is the mean number of bits of a weight. A channel whose b reaches 0 has weights of zero; `convert` removes
+    it from its layer, though not from the input of the next, to which it is a constant. Inputs stay in full precision.
+    b counts as max(b, 0), as in a public port that the defaults follow in gamma (geohot/ai-notebooks,
+    mnist_self_compression.ipynb; not the authors' code); it starts with b = 2 and e = -8 for a model with BatchNorm
+    behind every layer. Here b starts at 8 and e, unless given, where the largest weight of its channel just fits, so
+    that a network starts as it would without. The paper's own gamma and start were not found. e is stored as the
+    distance from its start: weight decay, which acts on every parameter, draws it there, and b to 0.
 
     Parameters
     ----------
@@ -89,7 +91,39 @@ class SelfCompression(Transform, Hook):
         return self.gamma * mean_bits(run.model)
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """A copy in which channels whose weights are all zero are neither stored nor computed."""
+        model = copy.deepcopy(model)
+        for name, layer in list(model.named_modules()):
+            if isinstance(getattr(layer, "quantize_w", None), Weights) and getattr(layer, "groups", 1) == 1:
+                model.set_submodule(name, Alive(layer))
         return model
+
+
+class Alive(nn.Module):
+    """The layer with its quantized weights, without the output channels that are only its bias."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.channels, self.axis = len(layer.weight), 1 if isinstance(layer, nn.Conv2d) else -1
+        w = layer.codes().decode()
+        self.register_buffer("alive", w.flatten(1).any(1).nonzero().flatten())
+        if isinstance(layer, nn.Conv2d):
+            fixed = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            settings = {key: getattr(layer, key) for key in fixed}
+            self.layer = nn.Conv2d(layer.in_channels, len(self.alive), bias=False, **settings, device="meta")
+        else:
+            self.layer = nn.Linear(layer.in_features, len(self.alive), bias=False, device="meta")
+        self.layer.weight = nn.Parameter(w[self.alive])
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        shape = list(y.shape)
+        shape[self.axis] = self.channels
+        y = y.new_zeros(shape).index_copy(self.axis, self.alive, y)
+        if self.bias is None:
+            return y
+        return y + self.bias.to(y.dtype).view(-1, *[1] * (y.dim() - 2 if self.axis == 1 else 0))
 
 
 def mean_bits(model: nn.Module) -> Tensor:

@@ -59,7 +59,7 @@ class Levels(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, low: Tensor, high: Tensor, unit: float, binary: bool) -> Tensor:
-        return rounded(x / scale, low, high, binary) * unit
+        return rounded(x / scale, low, high, binary).mul_(unit)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -70,16 +70,14 @@ class Levels(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple:
         x, scale, low, high = ctx.saved_tensors
         v = x / scale
-        of_x = grad * ((v > low) & (v < high)) * (ctx.unit / scale)
-        of_scale = -(of_x * v).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
+        of_x = (grad * (ctx.unit / scale)).mul_((v > low) & (v < high))
+        of_scale = -v.mul_(of_x).sum_to_size(scale.shape) if ctx.needs_input_grad[1] else None
         return of_x, of_scale, None, None, None, None
 
 
 def rounded(v: Tensor, low: Tensor, high: Tensor, binary: bool) -> Tensor:
-    """The level of every v, counted in steps."""
-    if binary:
-        return sign(v)
-    return torch.clamp(v.round(), low, high)
+    """The level of every v, counted in steps; v itself is overwritten, as memory costs more than arithmetic here."""
+    return sign(v) if binary else v.round_().clamp_(low, high)
 
 
 def sign(x: Tensor, signed: bool = True) -> Tensor:

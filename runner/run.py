@@ -207,6 +207,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
     federated = build(config["federated"], "federated", **server)
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
+    if isinstance(transform, Hook):
+        hooks = {"quantization": transform} | hooks
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -217,7 +219,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         optimizer=build(config["optim"], "optim", params=params),
         schedule=build(config["schedule"], "schedule"),
         sharpness=build(config["sharpness"], "sharpness"),
-        hooks=Hooks(({"quantization": transform} if isinstance(transform, Hook) else {}) | federated.among(hooks)),
+        hooks=Hooks(federated.among(hooks)),
         precision=precision,
         masks=masks,
         train=train,

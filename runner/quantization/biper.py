@@ -102,6 +102,7 @@ class BiPer(Transform, Hook):
     """
 
     replicas = True
+    padding = True  # the penalty is one of the weights
 
     def __init__(
         self,

@@ -77,7 +77,7 @@ class Levels(torch.autograd.Function):
 
 def rounded(v: Tensor, low: Tensor, high: Tensor, binary: bool) -> Tensor:
     """The level of every v, counted in steps; v itself is overwritten, as memory costs more than arithmetic here."""
-    return sign(v) if binary else v.round_().clamp_(low, high)
+    return sign(v) if binary else torch.clamp(v.round_(), low, high)
 
 
 def sign(x: Tensor, signed: bool = True) -> Tensor:

@@ -85,8 +85,9 @@ class GAQAT(LSQ, Hook):
     def start(self, run) -> None:
         if run.sharpness.m is not None:
             raise ValueError("quantization=gaqat needs sharpness.m=null: one perturbation for a step")
-        kind = type(run.sharpness)
-        run.sharpness.__class__ = type(kind.__name__, (TwoGradients, kind), {})
+        if not isinstance(run.sharpness, TwoGradients):  # a federation starts its hooks anew for every client
+            kind = type(run.sharpness)
+            run.sharpness.__class__ = type(kind.__name__, (TwoGradients, kind), {})
         scales = {id(module.scale) for module in run.model.modules() if isinstance(module, Quantizer)}
         places = [p for p, w in zip(run.weights.places, run.weights.parameters, strict=True) if id(w) in scales]
         where = [place.start + i for place in places for i in range(place.size.numel())]

@@ -78,6 +78,8 @@ class SelfCompression(Transform, Hook):
         From `prepare`: no layer to quantize.
     """
 
+    padding = True  # the penalty is one of the weights
+
     def __init__(self, gamma: NonNegative = 0.05, bits: Width = 8.0, exponent: float | None = None):
         self.gamma, self.bits, self.exponent = gamma, bits, exponent
 

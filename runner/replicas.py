@@ -241,7 +241,7 @@ class Replicas(Trainer):
         return loss
 
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
-        seen = Seen(self.count, self.steps, self.steps_per_epoch)
+        seen = Seen(self.count, self.steps, self.steps_per_epoch, self.parts.model)
 
         def one(values: dict, numbers: dict, tensors: dict) -> tuple[Tensor, Tensor, Tensor]:
             own = Batch(**tensors, total=batch.total)
@@ -388,10 +388,10 @@ class Replicas(Trainer):
 
 
 class Seen(SimpleNamespace):
-    """What a hook's loss may know of the run when runs are side by side."""
+    """What a hook's loss may know of the run when runs are side by side; the model's tensors are one replica's then."""
 
-    def __init__(self, count: int, steps: int, steps_per_epoch: int):
-        super().__init__(count=count, steps=steps, steps_per_epoch=steps_per_epoch)
+    def __init__(self, count: int, steps: int, steps_per_epoch: int, model: nn.Module):
+        super().__init__(count=count, steps=steps, steps_per_epoch=steps_per_epoch, model=model)
 
     def __getattr__(self, name: str):
         raise Unpackable(f"a hook's loss reads run.{name}, of which every run has its own")

@@ -1,5 +1,7 @@
 """One run: from a checked config to result.json."""
 
+import copy
+import hashlib
 import os
 import random
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner import checkpoint, distributed
+from runner import checkpoint, distributed, keyed
 from runner.batch import Batch, Output
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity
@@ -74,7 +76,7 @@ class Job:
         loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
         self.record = Record(self.folder, loggers) if distributed.rank == 0 else Elsewhere(self.folder)
         built = assemble(config, train, device, self.record)
-        self.trainer, self.federated, self.transform, self.example = built
+        self.trainer, self.federated, self.transform, self.calibration = built
 
     @contextmanager
     def locked(self):
@@ -102,7 +104,7 @@ class Job:
 
     def finish(self) -> dict:
         """After the last step: what is deployed, and result.json."""
-        self.transform.convert(self.trainer.model, self.example)
+        self.transform.convert(self.trainer.model, self.calibration)
         result = _result(self.config, self.trainer)
         self.record.finish(result)
         return result
@@ -157,7 +159,7 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
 
 
 def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
-    """Build every object of a run from its nodes. Returns (trainer, federated, transform, one small training batch)."""
+    """Build every object of a run from its nodes. Returns (trainer, federated, transform, its calibration batch)."""
     data_dir = config["data_dir"] and str(Path(config["data_dir"]).expanduser().absolute())
     paths = {"data_dir": data_dir, "cache_dir": str(Path(config["cache_dir"]).expanduser().absolute())}
     dataset = build(config["dataset"], "dataset", seed=config["seed"], **paths)
@@ -185,7 +187,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     model = masks.install(model).to(device, memory_format=memory_format)
     transform = build(config["quantization"], "quantization")
     example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
-    model = transform.prepare(model, example)
+    calibration = _calibration(dataset, loader, config["seed"], transform.calibration) or example
+    with _as_config_error("quantization"):
+        model = transform.prepare(model, calibration)
     precision = Precision(train.precision, device)
     out = _try(model, example, precision)
     context["features"] = out.features.shape[-1]
@@ -203,6 +207,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
     federated = build(config["federated"], "federated", **server)
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
+    if isinstance(transform, Hook):
+        hooks = {"quantization": transform} | hooks
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -222,7 +228,20 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     )
     with _as_config_error("hook" if type(federated).start is Hook.start else "federated"):
         trainer.hooks.start(trainer)
-    return trainer, federated, transform, example
+    return trainer, federated, transform, calibration
+
+
+def _calibration(dataset, loader: Loader, seed: int, size: int) -> Batch | None:
+    """Training samples keyed by the seed, without augmentation, the same in every process; recorded in the result."""
+    if not size:
+        return None
+    chosen = keyed.generator(seed, "calibration").permutation(len(dataset.train))[:size]
+    rows = torch.from_numpy(np.sort(chosen))
+    whole = copy.copy(loader)
+    whole.rank, whole.world = 0, 1
+    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:10]
+    dataset.record["calibration"] = {"samples": len(rows), "rows": digest, "of": "train"}
+    return next(iter(whole.evaluate(dataset.train.select(rows), len(rows))))
 
 
 @contextmanager

@@ -21,6 +21,10 @@ NEEDS = {
     "wrn_28_10": ["model.widen=1"],
     "mlp": ["model.hidden=[16]"],
     "mlp_reference": ["model.hidden=[16]"],
+    "dorefa": ["quantization.ends=same"],  # a small model may have no layer between the first and the last
+    "reste": ["quantization.ends=same"],
+    "biper": ["quantization.ends=same"],
+    "littlebit": ["quantization.ends=same"],
 }
 SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2}  # of a loss that is not defined for four

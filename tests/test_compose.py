@@ -8,6 +8,7 @@ import torch
 from runner.checkpoint import load
 from runner.listing import GROUPS, conf_dir, options
 from runner.run import prepare
+from scripts.packing import NEEDS
 from tests.pairwise import pairwise
 from tests.tiny import trainer
 
@@ -24,7 +25,7 @@ OTHER = {"ensloss": "breast_cancer", "asl_multilabel": "multi_digits", "conr": "
 
 
 def words(group: str, option: str) -> list[str]:
-    more = {"timm": ["model.name=resnet10t"]}.get(option, [])
+    more = NEEDS.get(option, []) if group in ("model", "quantization") else []
     if group == "federated" and option != "none":
         more = ["federated.clients=2", "federated.rounds=2", "federated.minimum=2"]
     if group == "loss" and option in OTHER:

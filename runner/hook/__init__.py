@@ -10,9 +10,9 @@ from runner.batch import Batch, Output
 class Hook:
     """Base of every hook. `run` is the `runner.trainer.Trainer`; state goes through state_dict / load_state_dict.
 
-    Where runs are trained side by side, `loss` is called under one vmap and of `run` it sees count, steps and
-    steps_per_epoch only; `batch` and `observe` are called for one replica after another, and what they change in a
-    tensor of the hook they change in place: it is a row of what `loss` sees.
+    Where runs are trained side by side, `loss` is called under one vmap and of `run` it sees count, steps,
+    steps_per_epoch and the model only; `batch` and `observe` are called for one replica after another, and what they
+    change in a tensor of the hook they change in place: it is a row of what `loss` sees.
 
     Attributes
     ----------

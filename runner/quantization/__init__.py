@@ -6,12 +6,21 @@ from runner.batch import Batch
 
 
 class Transform:
-    """Base of every transform."""
+    """Base of every transform. One that is a `runner.hook.Hook` too becomes the first of the run's hooks.
 
-    def prepare(self, model: nn.Module, example: Batch) -> nn.Module:
-        """Before the weights are made one vector and the optimizer exists; `example` is one training batch."""
+    Attributes
+    ----------
+    calibration : int
+        Samples of the training split that `prepare` and `convert` are given: a subset keyed by the seed, without
+        augmentation, recorded in the result. Default 0: two samples, enough to see shapes.
+    """
+
+    calibration: int = 0
+
+    def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """Before the weights are made one vector and the optimizer exists. Raises ValueError, in one line."""
         raise NotImplementedError
 
-    def convert(self, model: nn.Module, calibration: Batch) -> nn.Module:
+    def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         """After training: the model that would be deployed."""
         raise NotImplementedError

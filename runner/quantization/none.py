@@ -9,8 +9,8 @@ from runner.quantization import Transform
 class Identity(Transform):
     """The model as it is."""
 
-    def prepare(self, model: nn.Module, example: Batch) -> nn.Module:
+    def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model
 
-    def convert(self, model: nn.Module, calibration: Batch) -> nn.Module:
+    def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

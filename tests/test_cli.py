@@ -46,7 +46,7 @@ def one_line(result) -> str:
         (["-m", "loss=ce,pol"], "no loss named 'pol'. Did you mean 'poly'?"),
         (["optim.lr=${foo}"], "optim.lr: Interpolation key 'foo' not found"),
         (["optim=sam", "optim.rho=0.1"], "no key 'optim.rho'. Did you mean 'sharpness.rho'?"),
-        (["loss="], "loss= names no option. There are: ce"),
+        (["loss="], "loss= names no option. There are: adaface"),
         (["train=foo"], "train=foo: it has keys of its own"),
         (["device=tpu"], "device=tpu: must be one of auto, cpu"),
         (["dataset.subset=9999"], "dataset.subset=9999 is more than the 1438 training samples"),

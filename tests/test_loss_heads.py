@@ -268,7 +268,7 @@ def test_a_link_is_learned():
     [
         ("ldam", None),
         ("legendretron", None),
-        ("adaface", "AdaFace remembers samples"),
+        ("adaface", "AdaFace remembers what it has seen"),
         ("elasticface", "ElasticFace draws random numbers"),
         ("anyloss", "AnyLoss does not leave out the samples that fill up a smaller batch"),
         ("aggregate_response", "AggregateResponse does not leave out the samples that fill up a smaller batch"),

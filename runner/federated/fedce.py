@@ -48,8 +48,8 @@ class FedCE(FedAvg):
         No validation samples, or targets that are not classes.
     """
 
-    def __init__(self, server, mode: Literal["plus", "times"] = "plus", **settings):
-        super().__init__(server, **settings)
+    def __init__(self, mode: Literal["plus", "times"] = "plus", **settings):
+        super().__init__(**settings)
         self.mode = mode
         self.found: dict[int, list[float]] = {}  # rounds, sum of cosines, sum of accuracies
         self.c: dict[int, float] = {}  # of the clients of the last round

@@ -39,8 +39,8 @@ class FedLD(FedAvg):
     settings : those of `FedAvg`.
     """
 
-    def __init__(self, server, lam: NonNegative = 0.03, k_proportion: Fraction = 0.8, **settings):
-        super().__init__(server, **settings)
+    def __init__(self, lam: NonNegative = 0.03, k_proportion: Fraction = 0.8, **settings):
+        super().__init__(**settings)
         self.client = Margins(lam)
         self.k_proportion = k_proportion
 

@@ -41,12 +41,11 @@ class FedLEx(FedAvg):
 
     def __init__(
         self,
-        server,
         explorers: Annotated[float, Range(0, 1, open_low=True)] = 1.0,
         explore_epochs: Count = 5,
         **settings,
     ):
-        super().__init__(server, **settings)
+        super().__init__(**settings)
         self.client = Guide()
         drawn = max(1, round(explorers * self.count))
         self.explorers = sorted(keyed.generator(self.seed, "explorers").permutation(self.count)[:drawn].tolist())

@@ -22,8 +22,8 @@ class FedProx(FedAvg):
     settings : those of `FedAvg`.
     """
 
-    def __init__(self, server, mu: NonNegative = 0.01, **settings):
-        super().__init__(server, **settings)
+    def __init__(self, mu: NonNegative = 0.01, **settings):
+        super().__init__(**settings)
         self.client = Pull(mu)
 
     def brief(self, hook: Hook, clients: list[int]) -> None:

@@ -29,8 +29,8 @@ class Scaffold(FedAvg):
 
     traffic = (2.0, 2.0)
 
-    def __init__(self, server, **settings):
-        super().__init__(server, **settings)
+    def __init__(self, **settings):
+        super().__init__(**settings)
         self.client = Correction()
         self.c = torch.zeros_like(self.weights.data)
         self.own: dict[int, Tensor] = {}  # c_k of the clients that have taken part

@@ -34,10 +34,8 @@ class WAFL(FedAvg):
     settings : those of `FedAvg`.
     """
 
-    def __init__(
-        self, server, gamma: NonNegative = 0.1, climb_steps: Count = 10, climb_lr: NonNegative = 1.0, **settings
-    ):
-        super().__init__(server, **settings)
+    def __init__(self, gamma: NonNegative = 0.1, climb_steps: Count = 10, climb_lr: NonNegative = 1.0, **settings):
+        super().__init__(**settings)
         self.client = Climb(gamma, climb_steps, climb_lr)
 
 

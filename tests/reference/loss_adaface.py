@@ -3,6 +3,7 @@ logits are s times the cosines."""
 
 import numpy as np
 
+COUPLED = True
 SETTINGS = [{}, {"t_alpha": 1.0}, {"m": 0.5, "h": 0.1, "s": 10.0, "t_alpha": 0.7}, {"m": 0.0}]
 
 

@@ -28,6 +28,8 @@ def words(group: str, option: str) -> list[str]:
     more = NEEDS.get(option, []) if group in ("model", "quantization") else []
     if group == "federated" and option != "none":
         more = ["federated.clients=2", "federated.rounds=2", "federated.minimum=2"]
+    if group == "augment" and option == "cutout":
+        more = ["augment.cutout.size=4"]  # the default covers digits wholly
     if group == "loss" and option in OTHER:
         more = [f"dataset={OTHER[option]}"]
     return [f"{group}={option}", *more]

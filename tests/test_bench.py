@@ -250,9 +250,11 @@ def test_gpu_check_of_gradients_can_fail():
     assert test_gpu.distance(other, right) > 0.5
 
 
-def test_federated(here):
+def test_federated(here, monkeypatch):
     from scripts.bench import federated
 
+    small = {name: replace(case, train=80) for name, case in federated.CASES.items()}
+    monkeypatch.setattr(federated, "CASES", small)
     found = federated.measure(rounds=(1, 1), clients=4)
     check(found, 3)
     assert sum(federated.sizes(100, 10_000)) == 10_000

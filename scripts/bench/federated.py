@@ -32,7 +32,7 @@ CASES = {
 }
 WORDS = {"mlp 64": ("model.hidden=[64]",), "mlp 784": ("model.hidden=[128]",)}
 TARGETS = {"mlp 64": (1.5, 5.0), "mlp 784": (0.95, 5.0), "lenet": (0.95, 2.0)}  # over alone, over Flower
-ROUNDS = (5, 3)
+ROUNDS = (3, 2)
 
 
 def sizes(clients: int, samples: int) -> list[int]:

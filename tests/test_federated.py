@@ -327,6 +327,9 @@ def test_validation_samples_are_dealt_like_the_training_samples():
     made.owner, made.clients = owner, 2
     dealt = deal(made, train, val)
     assert dealt.tolist() == [0, 1, 0, 0, 1, 1, -1]
+    # with domains: class 0 of domain 1 belongs to client 1 alone, of domain 0 to client 0 alone
+    train.domain, val.domain = torch.tensor([0, 0, 0, 1, 0, 0, 0, 0]), torch.tensor([1, 0, 0, 0, 0, 1, 0])
+    assert deal(made, train, val).tolist() == [1, 1, 0, 0, 1, 1, -1]
 
 
 # ---- a client that breaks, an interrupted run

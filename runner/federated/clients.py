@@ -332,9 +332,11 @@ class Clients:
             return crew
 
         def pace(train: Callable[[], Updates]) -> float:
-            """Local steps per second, the median of at least two measurements after a first one."""
+            """Local steps per second: the median after a first measurement, of one where they are long."""
             found = []
-            while len(found) < 3 or sum(taken for taken, _ in found) < TRIAL and len(found) < 20:
+            while len(found) < (3 if sum(t for t, _ in found) < 1 else 2) or (
+                sum(t for t, _ in found) < TRIAL and len(found) < 20
+            ):
                 begun = clock()
                 steps = float(train().steps.sum())
                 if run.device.type == "cuda":
@@ -359,8 +361,9 @@ class Clients:
                 chunk = self.chunks(clients, size)[0]
                 crew = crew_of(chunk, len(chunk))
                 gain = pace(lambda c=crew, p=chunk: self.together(c, p, round_, start, buffers, limit)) / single
-                if gain > best:
-                    best, chosen = gain, size
+                if gain <= best:
+                    break  # larger ones are slower still
+                best, chosen = gain, size
             if chosen == 1:
                 return 1, "one after another: no faster side by side"
             return chosen, f"up to {chosen} side by side, {best:.1f} times as fast as one after another"

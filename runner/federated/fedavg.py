@@ -17,6 +17,7 @@ from runner.federated.clients import Clients, Crew, Updates
 from runner.federated.partition import Kind, Partition, levels, make
 from runner.hook import Hook
 from runner.record import Stopped, write_json
+from runner.replicas import Unpackable
 from runner.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range
 from runner.trainer import Trainer
 
@@ -191,17 +192,17 @@ class FedAvg(Federated):
         chosen, lost = self.plan[round_]
         if not self.answered:
             self.begin_round()
-        left = [client for client in chosen if client not in lost and client not in self.answered]
-        if left and self.crew is None and self.size != 1:
+        present = [client for client in chosen if client not in lost]
+        if present and self.crew is None and self.size != 1:
             if self.size is None:
                 own = trainer.hooks.named["client"]
-                self.size, line = self.clients.probe(left, round_, self.weights.data, self.buffers, own, self.brief)
+                self.size, line = self.clients.probe(present, round_, self.weights.data, self.buffers, own, self.brief)
                 trainer.tell(f"clients {line}")
             elif why := self.clients.apart():
                 self.size = 1
                 trainer.tell(f"clients one after another: {why}")
         try:
-            for updates, clients in self._answers(trainer, left, round_):
+            for updates, clients in self._answers(trainer, present, round_, list(self.answered)):
                 if updates is not None and updates.clients:
                     self.collect(updates)
                 well = [] if updates is None else updates.clients
@@ -238,12 +239,23 @@ class FedAvg(Federated):
         self.answered, self.refused = [], []
         yield
 
-    def _answers(self, trainer: Trainer, clients: list[int], round_: int) -> Iterator[tuple[Updates | None, list[int]]]:
-        """The updates of the clients, and of whom: those who are missing in them are refused."""
-        start, count = self.weights.data, len(self.plan[round_][0])
+    def _answers(
+        self, trainer: Trainer, clients: list[int], round_: int, answered: list[int]
+    ) -> Iterator[tuple[Updates | None, list[int]]]:
+        """The updates of the clients but for those who have answered before, and of whom: who is missing is refused."""
+        start = self.weights.data
+        if self.size != 1 and self.crew is None and clients:
+            most = len(self.plan[round_][0])
+            try:
+                self.crew = Crew(self.clients, -(-most // -(-most // self.size)))
+            except Unpackable as why:
+                self.size = 1
+                trainer.tell(f"clients one after another: {why}")
         if self.size == 1:
             hook = trainer.hooks.named["client"]
             for client in clients:
+                if client in answered:
+                    continue
                 self.brief(hook, [client])
                 try:
                     updates = self.clients.alone(client, round_, start, self.buffers)
@@ -252,12 +264,9 @@ class FedAvg(Federated):
                     updates = None
                 yield updates, [client]
             return
-        if not clients:
-            return
-        rows = -(-count // -(-count // self.size))
-        for chunk in self.clients.chunks(clients, rows):
-            if self.crew is None:
-                self.crew = Crew(self.clients, rows)
+        for chunk in self.clients.chunks(clients, rows := len(self.crew.members)) if clients else []:
+            if set(chunk) <= set(answered):  # before the run was stopped, in the same chunks
+                continue
             self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
             updates = self.clients.together(self.crew, chunk, round_, start, self.buffers)
             for client in chunk:
@@ -335,9 +344,10 @@ def deal(partition: Partition, train: Split, val: Split) -> np.ndarray:
     """(M,) the client of every validation sample: those of a class (and domain) are dealt, in the order of the split,
     in proportion to the clients' own training samples of it. Samples of a class that no client has get -1."""
 
+    classes = 1 + max(int(split.y.max()) for split in (train, val))
+
     def kinds(split: Split) -> np.ndarray:
-        y = split.y.numpy().astype(np.int64)
-        return y if split.domain is None else y + (y.max() + 1) * split.domain.numpy()
+        return split.y.numpy() if split.domain is None else split.y.numpy() + classes * split.domain.numpy()
 
     of_train, of_val = kinds(train), kinds(val)
     owner = np.full(len(of_val), -1)

@@ -57,18 +57,17 @@ class FedLEx(FedAvg):
     def brief(self, hook: Hook, clients: list[int]) -> None:
         hook.guide = self.guide
 
-    def _answers(self, trainer, clients: list[int], round_: int):
+    def _answers(self, trainer, clients: list[int], round_: int, answered: list[int]):
         if self.guide is None and clients:
             self._explore(trainer)
-        yield from super()._answers(trainer, clients, round_)
+        yield from super()._answers(trainer, clients, round_, answered)
 
     def _explore(self, trainer) -> None:
         clients = self.clients
         kept = clients.steps, clients.rounds, trainer.loss_sum.clone(), trainer.correct.clone(), trainer.samples
         clients.steps, clients.rounds = [self.explore_epochs * count for count in clients.per_epoch], 1
         try:
-            left = [client for client in self.explorers if client not in self.explored]
-            for updates, back in super()._answers(trainer, left, 0):
+            for updates, back in super()._answers(trainer, self.explorers, 0, list(self.explored)):
                 if updates is not None:
                     self.squares += updates.delta.square().sum(0)
                 self.explored += back

@@ -23,6 +23,7 @@ from runner.errors import defaults
 from runner.hook import Hook, Hooks
 from runner.listing import conf_dir
 from runner.precision import Precision
+from runner.quantization.late import Late
 from runner.record import Record, finished
 from runner.trainer import Trainer
 from runner.weights import Weights
@@ -209,6 +210,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
     if isinstance(transform, Hook):
         hooks = {"quantization": transform} | hooks
+    if transform.begin:
+        hooks = {"late": Late(transform.begin, calibration)} | hooks
     trainer = Trainer(
         dataset=dataset,
         loader=loader,

@@ -190,7 +190,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     calibration = _calibration(dataset, loader, config["seed"], transform.calibration) or example
     with _as_config_error("quantization"):
-        model = transform.prepare(model, calibration)
+        model = masks.install(transform.prepare(model, calibration))
     precision = Precision(train.precision, device)
     out = _try(model, example, precision)
     context["features"] = out.features.shape[-1]

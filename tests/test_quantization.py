@@ -78,7 +78,7 @@ def test_a_deployed_weight_is_the_one_that_was_trained_with(name):
     for layer in quantized(run.model).values():
         codes = layer.codes()
         if name != "littlebit":
-            assert codes.values.dtype == torch.uint8
+            assert codes.values.dtype == torch.uint8 or codes.bits > 8
             assert int(codes.values.max()) < 2**codes.bits
             assert len(codes.values.unique()) > 1
         bias = 0 if layer.bias is None else layer.bias

@@ -466,6 +466,11 @@ class StackedHooks(Hooks):
                     member.count = self.run.count
                     getattr(member.hooks.named[name], method)(member)
 
+    def before(self, run: Trainer) -> None:
+        for member in self.run.members if self.befores else ():
+            member.count, member.steps, member.steps_per_epoch = run.count, run.steps, run.steps_per_epoch
+            member.hooks.before(member)
+
     def batch(self, run: Trainer, batch: Batch) -> Batch:
         if not self.batches:
             return batch

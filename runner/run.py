@@ -23,6 +23,7 @@ from runner.errors import defaults
 from runner.hook import Hook, Hooks
 from runner.listing import conf_dir
 from runner.precision import Precision
+from runner.quantization.late import Late
 from runner.record import Record, finished
 from runner.trainer import Trainer
 from runner.weights import Weights
@@ -189,7 +190,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     calibration = _calibration(dataset, loader, config["seed"], transform.calibration) or example
     with _as_config_error("quantization"):
-        model = transform.prepare(model, calibration)
+        model = masks.install(transform.prepare(model, calibration))
     precision = Precision(train.precision, device)
     out = _try(model, example, precision)
     context["features"] = out.features.shape[-1]
@@ -209,6 +210,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
     if isinstance(transform, Hook):
         hooks = {"quantization": transform} | hooks
+    if transform.begin:
+        hooks = {"late": Late(transform.begin, calibration)} | hooks
     trainer = Trainer(
         dataset=dataset,
         loader=loader,

@@ -17,6 +17,7 @@ class Range:
     high: float = inf
     open_low: bool = False
     open_high: bool = False
+    alike: bool = False  # whether runs that are trained side by side must agree in it
 
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low

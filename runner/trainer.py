@@ -147,6 +147,7 @@ class Trainer:
     def step(self, batch: Batch) -> Tensor | None:
         """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""
         self.masks.step, self.masks.forwards = self.count, 0
+        self.hooks.before(self)
         batch = self.hooks.batch(self, batch)
         self.set_lr()
         first = True

@@ -15,7 +15,7 @@ from runner.listing import conf_dir, options
 from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
 from runner.model.timm import Timm
-from runner.quantization.fake import QUANTIZED, Float, Quantizer
+from runner.quantization.fake import Float, Quantizer
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
 from runner.quantization.self_compression import SelfCompression
@@ -78,7 +78,7 @@ def test_a_deployed_weight_is_the_one_that_was_trained_with(name):
     for layer in quantized(run.model).values():
         codes = layer.codes()
         if name != "littlebit":
-            assert codes.values.dtype == torch.uint8
+            assert codes.values.dtype == torch.uint8 or codes.bits > 8
             assert int(codes.values.max()) < 2**codes.bits
             assert len(codes.values.unique()) > 1
         bias = 0 if layer.bias is None else layer.bias
@@ -551,12 +551,12 @@ def test_calibration_leaves_the_model_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "name, count", [("resnet10t", 15), ("vit_tiny_patch16_224", 50), ("mobilenetv3_small_050", 53)]
+    "name, count", [("resnet10t", 15), ("vit_tiny_patch16_224", 50), ("mobilenetv3_small_050", 54)]
 )
 def test_timm(name, count):
-    """Conv2d and Linear of whatever timm builds, by their number in its source."""
+    """Conv2d and Linear of whatever timm builds, its own kinds included, by their number in its source."""
     model = Timm((3, 32, 32), 5, name, args={"patch_size": 8} if name.startswith("vit") else {})
-    plain = sum(type(module) in QUANTIZED for module in model.modules())
+    plain = sum(isinstance(module, nn.Linear | nn.Conv2d) for module in model.modules())
     out = LSQ().prepare(model, a_batch(3, 32, 32, size=4))(torch.randn(2, 3, 32, 32))
     assert len(quantized(model)) == plain == count
     out.logits.sum().backward()

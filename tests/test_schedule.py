@@ -65,7 +65,7 @@ def test_warm_up_comes_before_the_schedule(option):
     warmed = factors(make(option, warmup=1.4))
     assert warmed[:7] == pytest.approx([1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, 6 / 7, 1])
     assert warmed[7] == 1.0
-    if option != "multistep":  # its milestones count from the start of training
+    if option not in ("multistep", "wsd"):  # which count from the start of training
         assert warmed[7:] == pytest.approx(factors(make(option), steps=33))
 
 

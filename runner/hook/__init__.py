@@ -31,6 +31,9 @@ class Hook:
     def start(self, run) -> None:
         """Once, when the trainer is built and before any state is restored."""
 
+    def before(self, run) -> None:
+        """Before a step begins: what depends on `run.count` alone, and is right whichever step came before."""
+
     def batch(self, run, batch: Batch) -> Batch:
         """Before the first pass: selection, reweighting."""
 
@@ -66,13 +69,17 @@ class Hooks:
             own = [hook for hook in hooks.values() if getattr(type(hook), method) is not getattr(Hook, method)]
             return [getattr(hook, method) for hook in own]
 
-        self.starts = having("start")
+        self.starts, self.befores = having("start"), having("before")
         self.batches, self.losses, self.gradients = having("batch"), having("loss"), having("gradient")
         self.observers, self.steps, self.evaluations = having("observe"), having("step"), having("weights")
 
     def start(self, run) -> None:
         for start in self.starts:
             start(run)
+
+    def before(self, run) -> None:
+        for prepare in self.befores:
+            prepare(run)
 
     def batch(self, run, batch: Batch) -> Batch:
         for change in self.batches:

@@ -1,8 +1,13 @@
 """Transforms: surgery on the model, for quantization, sparsity and low rank."""
 
+from typing import Annotated
+
 from torch import nn
 
 from runner.batch import Batch
+from runner.schema import Range
+
+Begin = Annotated[float, Range(0, 1, open_high=True, alike=True)]
 
 
 class Transform:
@@ -13,9 +18,13 @@ class Transform:
     calibration : int
         Samples of the training split that `prepare` and `convert` are given: a subset keyed by the seed, without
         augmentation, recorded in the result. Default 0: two samples, enough to see shapes.
+    begin : float
+        Share of the run's steps before which the layers compute in full precision: see `runner.quantization.late`.
+        Default 0.
     """
 
     calibration: int = 0
+    begin: float = 0.0
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         """Before the weights are made one vector and the optimizer exists. Raises ValueError, in one line."""

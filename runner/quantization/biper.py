@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.loss import wide
-from runner.quantization import Transform
-from runner.quantization.fake import Codes, Float, Target, attach, sign, straight
+from runner.quantization import Begin, Transform
+from runner.quantization.fake import Codes, Float, Target, attach, now_quantized, sign, straight
 from runner.schema import Count, Fraction, NonNegative, Positive
 
 
@@ -93,6 +93,7 @@ class BiPer(Transform, Hook):
     first : the first stage's part of the steps. Default 2/3, that of the code's epochs.
     inputs : `binary`, or `float`, in full precision. Default `binary`.
     ends : the first and the last layer; `same` as the others or `float`. Default `float`.
+    begin : share of the steps in full precision before quantization begins; see `Transform`. Default 0.
     calibration : training samples that find signed inputs. Default 128.
 
     Raises
@@ -111,13 +112,14 @@ class BiPer(Transform, Hook):
         first: Fraction = 2 / 3,
         inputs: Literal["binary", "float"] = "binary",
         ends: Literal["same", "float"] = "float",
+        begin: Begin = 0.0,
         calibration: Count = 128,
     ):
         self.frequency, self.penalty, self.first = frequency, penalty, first
-        self.inputs, self.ends, self.calibration = inputs, ends, calibration
+        self.inputs, self.ends, self.begin, self.calibration = inputs, ends, begin, calibration
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
-        return attach(model, batch, 1, self.ends, self.quantizers)
+        return attach(model, batch, 1, self.ends, self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         return Weights(target.layer.weight, self.frequency), Float() if self.inputs == "float" else Inputs(
@@ -125,7 +127,7 @@ class BiPer(Transform, Hook):
         )
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
-        layers = (layer for layer in run.model.modules() if isinstance(getattr(layer, "quantize_w", None), Weights))
+        layers = now_quantized(run.model)
         return self.penalty * sum(layer.quantize_w.wave(layer.weight).square().mean() for layer in layers)
 
     def step(self, run) -> None:

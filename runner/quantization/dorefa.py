@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from runner.batch import Batch
 from runner.loss import wide
-from runner.quantization import Transform
+from runner.quantization import Begin, Transform
 from runner.quantization.fake import Bits, Codes, Ends, Float, Target, attach, sign, straight
 from runner.schema import Count
 
@@ -76,6 +76,7 @@ class DoReFa(Transform):
     bits : k of weights, and of inputs. Default 4.
     inputs : k of the inputs instead; `float` leaves them as they are. Default `same`.
     ends : bits of the first and the last layer; `same` as the others, `float` in full precision. Default `float`.
+    begin : share of the steps in full precision before quantization begins; see `Transform`. Default 0.
     calibration : training samples that find signed inputs. Default 128.
 
     Raises
@@ -89,12 +90,14 @@ class DoReFa(Transform):
         bits: Bits = 4,
         inputs: Literal["same", "float"] | Bits = "same",
         ends: Ends = "float",
+        begin: Begin = 0.0,
         calibration: Count = 128,
     ):
-        self.bits, self.inputs, self.ends, self.calibration = bits, inputs, ends, calibration
+        self.bits, self.inputs, self.ends = bits, inputs, ends
+        self.begin, self.calibration = begin, calibration
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
-        return attach(model, batch, self.bits, self.ends, self.quantizers)
+        return attach(model, batch, self.bits, self.ends, self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         bits = self.inputs if self.inputs != "same" and not target.end else target.bits

@@ -11,6 +11,8 @@ result. Sums of integers are exact whatever their order: what is trained is what
 (levels, step) with x^ = levels * step.
 """
 
+import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from runner import distributed
 from runner.batch import Batch
 from runner.loss import wide
 from runner.schema import Range
@@ -30,6 +33,8 @@ Ranges = Literal["lsq", "minmax", "percentile", "mse"]
 SMALLEST = 1e-8  # a scale below it is taken as this
 CLIPS = 100  # thresholds that the range by MSE tries
 MOMENTUM = 0.1  # of a new batch in the range of observed inputs, as in BatchNorm
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -156,6 +161,16 @@ class Quantizer(nn.Module):
         g = x.new_tensor((elements * (2**bits - 1 if affine else high)) ** -0.5)
         self.register_buffer("g", g, persistent=False)
 
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> None:
+        """Scale and bounds as if it had been made for this tensor; signs stay."""
+        bottom, top = self.span(wide(x))
+        if self.learned:
+            for mine, now in zip((self.scale, self.low, self.high), self.grid(bottom, top), strict=True):
+                mine.copy_(now)
+        else:
+            self.bottom.copy_(bottom), self.top.copy_(top)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = wide(x)
         if not self.learned and self.training and self.track_running_stats:
@@ -235,29 +250,70 @@ class Float(nn.Module):
         return x, 1.0
 
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer of quantized inputs and weights; the bias is as it was."""
+class Same(nn.Conv2d):
+    """A convolution that pads with zeros as TensorFlow's SAME does, for an output of ceil(size / stride); what is odd
+    goes to the right and below."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(self.weight)
-        return scaled(F.linear(x, w), of_x * of_w.flatten(), self.bias)
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        sides: list[int] = []
+        for size, kernel, stride, dilation in zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation):
+            missing = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+            sides = [missing // 2, missing - missing // 2, *sides]  # F.pad wants the last axis first
+        return super()._conv_forward(F.pad(x, sides), weight, bias)
+
+
+class Quantized:
+    """What quantized layers share.
+
+    quantizing : whether they quantize now, or are the layers that they were. It changes between steps only. Where it is
+    ever to change (`late`) a buffer says it too, to whoever loads the weights or averages them: see `train`.
+    """
+
+    quantizing = True
+
+    def late(self, begin: float) -> None:
+        self.begin = str(begin)  # no number: runs that differ in it are not trained side by side
+        self.register_buffer("on", torch.zeros((), dtype=torch.int64, device=self.weight.device))
+        self.quantizing = False
+
+    def switch(self, on: bool) -> None:
+        self.quantizing = on
+        self.on.fill_(int(on))
+
+    def train(self, mode: bool = True):
+        """As ever; and it is from here on what the buffer says."""
+        if "on" in self._buffers:
+            self.quantizing = bool(self.on)
+        return super().train(mode)
 
     def codes(self) -> Codes:
         """The weights as they would be stored."""
         return self.quantize_w.codes(self.weight)
 
 
-class QuantizedConv2d(nn.Conv2d):
+class QuantizedLinear(Quantized, nn.Linear):
+    """A linear layer of quantized inputs and weights; the bias is as it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.quantizing:
+            return super().forward(x)
+        (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(self.weight)
+        return scaled(F.linear(x, w), of_x * of_w.flatten(), self.bias)
+
+
+class QuantizedConv2d(Quantized, nn.Conv2d):
     """A convolution of quantized inputs and weights; the bias is as it was. Zero padding is a level of the inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.quantizing:
+            return super().forward(x)
         (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(self.weight)
         bias = None if self.bias is None else self.bias.view(-1, 1, 1)
         return scaled(self._conv_forward(x, w, None), (of_x * of_w).view(-1, 1, 1), bias)
 
-    def codes(self) -> Codes:
-        """The weights as they would be stored."""
-        return self.quantize_w.codes(self.weight)
+
+class QuantizedSame(QuantizedConv2d, Same):
+    """The same of a convolution that pads as TensorFlow does."""
 
 
 def scaled(y: Tensor, step: Tensor, bias: Tensor | None) -> Tensor:
@@ -285,7 +341,12 @@ class Scaled(torch.autograd.Function):
         return grad * step.to(grad.dtype), of_step
 
 
-QUANTIZED = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv2d}
+def now_quantized(model: nn.Module) -> list[nn.Module]:
+    """Its layers that quantize at present."""
+    return [layer for layer in model.modules() if isinstance(layer, Quantized) and layer.quantizing]
+
+
+QUANTIZED = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv2d, Same: QuantizedSame}
 Ends = Literal["float", "same"] | Bits
 
 
@@ -303,9 +364,9 @@ class Target:
 def targets(model: nn.Module, batch: Batch, bits: int, ends: Ends) -> dict[str, Target]:
     """Every Linear and Conv2d that the batch passes through, by name and in the order of that, and what it is to get.
 
-    The first and the last layer are those that the batch passes first and last. Layers that it does not pass through as
-    modules (a fused attention reads its projection's weight itself) and subclasses, which may have a forward of their
-    own, are no targets.
+    The first and the last layer are those that the batch passes first and last. Of subclasses those that compute what
+    Linear, Conv2d or `Same` do are targets, and become those (see `kind`). The others, and layers that the batch does
+    not pass through as modules (a fused attention reads its projection's weight itself), are named in a warning.
 
     ends : bits of the first and last layer; "same" as the others, "float" no target.
 
@@ -314,17 +375,18 @@ def targets(model: nn.Module, batch: Batch, bits: int, ends: Ends) -> dict[str, 
     ValueError
         There is none; the message says what there was.
     """
-    layers = {name: layer for name, layer in model.named_modules() if type(layer) in QUANTIZED}
-    order: list[str] = []
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)}
+    kinds: dict[str, type | None] = {}
     negative: set[str] = set()
 
     def look(name: str, x: Tensor) -> None:
-        if name not in order:
-            order.append(name)
+        if name not in kinds:
+            kinds[name] = kind(layers[name], x)
         if bool((x < 0).any()):
             negative.add(name)
 
     watch(model, batch.x, layers, look)
+    order = [name for name, found in kinds.items() if found is not None]
     special = {*order[:1], *order[-1:]} if ends != "same" else set()
     chosen = {
         name: Target(name, layers[name], ends if name in special else bits, name in special, name in negative)
@@ -333,14 +395,60 @@ def targets(model: nn.Module, batch: Batch, bits: int, ends: Ends) -> dict[str, 
     }
     if not chosen:
         raise ValueError(missing(model, layers, order))
+    left = {name: layer for name, layer in layers.items() if kinds.get(name) is None}
+    if left and distributed.rank == 0:
+        log.warning("%s", untouched(left, kinds))
+    for name, target in chosen.items():
+        target.layer.__class__ = kinds[name]
     return chosen
 
 
-def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable) -> nn.Module:
+def kind(layer: nn.Module, x: Tensor) -> type | None:
+    """Which of the layers that have a quantized form computes what this one does, or None.
+
+    A subclass has nothing but a weight and a bias, and the same output in training and evaluation, also for an image
+    that is larger by a row and a column.
+    """
+    if type(layer) in QUANTIZED:
+        return type(layer)
+    if layer._buffers or layer._modules or layer._parameters.keys() != {"weight", "bias"}:
+        return None
+    linear = isinstance(layer, nn.Linear)
+    trials = [(x, False), (x if linear else F.pad(x, (0, 1, 0, 1)), True)]
+    for candidate in (nn.Linear,) if linear else (nn.Conv2d, Same):
+        twin = copy.copy(layer)
+        twin.__class__ = candidate
+        if all(_alike(layer, twin, *trial) for trial in trials):
+            return candidate
+    return None
+
+
+def _alike(layer: nn.Module, twin: nn.Module, x: Tensor, training: bool) -> bool:
+    before, layer.training = layer.training, training
+    try:
+        expected = layer.forward(x)  # not the call, whose hooks brought us here
+    finally:
+        layer.training = before
+    found = twin.forward(x)
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def untouched(left: dict[str, nn.Module], kinds: dict) -> str:
+    """One line on layers that stay in full precision, by what they are and why, with an example each."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, layer in left.items():
+        why = "computes something else" if name in kinds else "not called as a module"
+        groups.setdefault((type(layer).__name__, why), []).append(name)
+    parts = [f"{len(names)} {of} ({why}; {names[0]})" for (of, why), names in groups.items()]
+    return f"left in full precision: {', '.join(parts)}"
+
+
+def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable, begin: float = 0.0) -> nn.Module:
     """Give every target its quantizers, in place: the layers keep their names and tensors. Raises as `targets` does.
 
     make(target, x) -> (quantize_w, quantize_x) : modules for one layer that return (levels, step), from what it is and
         its (B, ...) input in full precision. The step of weights is () or has one element for each output channel.
+    begin : above 0 the layers do not quantize until `runner.quantization.late` switches them.
     """
     chosen = targets(model, batch, bits, ends)
     made: dict[str, tuple[nn.Module, nn.Module]] = {}
@@ -354,6 +462,8 @@ def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable
         layer = chosen[name].layer
         layer.__class__ = QUANTIZED[type(layer)]
         layer.quantize_w, layer.quantize_x = quantize_w.train(layer.training), quantize_x.train(layer.training)
+        if begin:
+            layer.late(begin)
     return model
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from runner.batch import Pass
 from runner.hook import Hook
-from runner.quantization.fake import Bits, Ends, Quantizer
+from runner.quantization import Begin
+from runner.quantization.fake import Bits, Ends, Quantizer, now_quantized
 from runner.quantization.lsq import LSQ
 from runner.schema import Count, Fraction
 from runner.sharpness import Closure, Sharpness
@@ -57,7 +58,7 @@ class GAQAT(LSQ, Hook):
 
     Parameters
     ----------
-    bits, inputs, ends, channels, calibration : see `LSQ`.
+    bits, inputs, ends, channels, begin, calibration : see `LSQ`.
     period : K. Default 100 updates.
     threshold : default 0.3; signs that are drawn at random have 0.5.
 
@@ -77,9 +78,10 @@ class GAQAT(LSQ, Hook):
         channels: bool = False,
         period: Count = 100,
         threshold: Fraction = 0.3,
+        begin: Begin = 0.0,
         calibration: Count = 128,
     ):
-        super().__init__(bits, inputs, ends, channels, calibration=calibration)
+        super().__init__(bits, inputs, ends, channels, begin=begin, calibration=calibration)
         self.period, self.threshold = period, threshold
 
     def start(self, run) -> None:
@@ -97,7 +99,7 @@ class GAQAT(LSQ, Hook):
         self.updates = 0
 
     def gradient(self, run) -> None:
-        if run.sharpness.task is None:
+        if run.sharpness.task is None or not now_quantized(run.model):
             return
         task, smooth = run.sharpness.task.gather(-1, self.index), run.weights.grad.gather(-1, self.index)
         run.weights.grad.scatter_(-1, self.index, smooth + (1 - self.frozen) * task)

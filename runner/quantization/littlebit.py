@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from runner.batch import Batch
 from runner.loss import wide
 from runner.quantization import Transform
-from runner.quantization.fake import sign, targets
+from runner.quantization.fake import Same, sign, targets
 from runner.schema import Positive
 
 MULTIPLE = 8  # ranks are multiples of it, and at least it
@@ -119,7 +119,11 @@ class FactoredConv2d(Factored, nn.Conv2d):
         return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, 1, 1)
 
 
-FACTORED = {nn.Linear: FactoredLinear, nn.Conv2d: FactoredConv2d}
+class FactoredSame(FactoredConv2d, Same):
+    """The same of a convolution that pads as TensorFlow does."""
+
+
+FACTORED = {nn.Linear: FactoredLinear, nn.Conv2d: FactoredConv2d, Same: FactoredSame}
 
 
 class LittleBit(Transform):

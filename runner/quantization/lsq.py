@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from runner.batch import Batch
-from runner.quantization import Transform
+from runner.quantization import Begin, Transform
 from runner.quantization.fake import Bits, Ends, Float, Percent, Quantizer, Ranges, Target, attach
 from runner.schema import Count
 
@@ -30,6 +30,7 @@ class LSQ(Transform):
     learned : train the steps; else they follow the observed ranges. Default true.
     range : what the steps start from, or follow: `lsq`, `minmax`, `percentile` or `mse`. Default `lsq`.
     percentile : of the range of that name. Default 99.9.
+    begin : share of the steps in full precision before quantization begins; see `Transform`. Default 0.
     calibration : training samples that set signs and steps of inputs. Default 128.
 
     Raises
@@ -48,6 +49,7 @@ class LSQ(Transform):
         learned: bool = True,
         range: Ranges = "lsq",
         percentile: Percent = 99.9,
+        begin: Begin = 0.0,
         calibration: Count = 128,
     ):
         if affine and range == "lsq":
@@ -56,10 +58,10 @@ class LSQ(Transform):
             raise ValueError("affine=true needs two bits or more")
         self.bits, self.inputs, self.ends, self.channels = bits, inputs, ends, channels
         self.grid = {"affine": affine, "learned": learned, "range": range, "percentile": percentile}
-        self.calibration = calibration
+        self.begin, self.calibration = begin, calibration
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
-        return attach(model, batch, self.bits, self.ends, self.quantizers)
+        return attach(model, batch, self.bits, self.ends, self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         weights = Quantizer(target.layer.weight, target.bits, channels=self.channels, weight=True, **self.grid)

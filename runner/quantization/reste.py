@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from runner.batch import Batch
 from runner.hook import Hook
 from runner.loss import wide
-from runner.quantization import Transform
+from runner.quantization import Begin, Transform
 from runner.quantization.fake import Codes, Float, Target, attach, sign
 from runner.schema import Count, Positive, Range
 
@@ -89,6 +89,7 @@ class ReSTE(Transform, Hook):
     o_end : o at the end. Default 3.
     threshold : beyond which there is no gradient. Default 1.5.
     ends : the first and the last layer; `same` as the others or `float`. Default `float`.
+    begin : share of the steps in full precision before quantization begins; see `Transform`. Default 0.
     calibration : training samples that find signed inputs. Default 128.
 
     Raises
@@ -103,13 +104,14 @@ class ReSTE(Transform, Hook):
         o_end: Power = 3.0,
         threshold: Positive = 1.5,
         ends: Literal["same", "float"] = "float",
+        begin: Begin = 0.0,
         calibration: Count = 128,
     ):
         self.inputs, self.o_end, self.threshold, self.ends = inputs, o_end, threshold, ends
-        self.calibration = calibration
+        self.begin, self.calibration = begin, calibration
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
-        return attach(model, batch, 1, self.ends, self.quantizers)
+        return attach(model, batch, 1, self.ends, self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         weights = Weights(target.layer.weight, self.threshold)

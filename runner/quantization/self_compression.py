@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.loss import wide
-from runner.quantization import Transform
-from runner.quantization.fake import SMALLEST, Codes, Float, Target, attach, straight
+from runner.quantization import Begin, Transform
+from runner.quantization.fake import SMALLEST, Codes, Float, Same, Target, attach, now_quantized, straight
 from runner.schema import NonNegative, Range
 
 Width = Annotated[float, Range(0, 8, open_low=True)]
@@ -22,15 +22,23 @@ class Weights(nn.Module):
 
     def __init__(self, w: Tensor, bits: float, exponent: float | None):
         super().__init__()
-        w = wide(w.detach())
-        channels = (len(w), *[1] * (w.dim() - 1))
-        if exponent is None:
-            start = (w.flatten(1).abs().amax(1).clamp(min=SMALLEST) / 2 ** (bits - 1)).log2().view(channels)
-        else:
-            start = w.new_full(channels, exponent)
+        self.first_bits, self.exponent = bits, exponent
+        start = self.first_exponent(w)
         self.register_buffer("start", start)
         self.shift = nn.Parameter(torch.zeros_like(start))
         self.bits = nn.Parameter(torch.full_like(start, bits))
+
+    def first_exponent(self, w: Tensor) -> Tensor:
+        w = wide(w.detach())
+        channels = (len(w), *[1] * (w.dim() - 1))
+        if self.exponent is not None:
+            return w.new_full(channels, self.exponent)
+        largest = w.flatten(1).abs().amax(1).clamp(min=SMALLEST)
+        return (largest / 2 ** (self.first_bits - 1)).log2().view(channels)
+
+    @torch.no_grad()
+    def calibrate(self, w: Tensor) -> None:
+        self.start.copy_(self.first_exponent(w)), self.shift.zero_(), self.bits.fill_(self.first_bits)
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         q, scale = self.levels(w)
@@ -71,6 +79,7 @@ class SelfCompression(Transform, Hook):
     gamma : of the mean number of bits. Default 0.05.
     bits : b at the start, at most 8. Default 8.
     exponent : e at the start. Default null: from the weights.
+    begin : share of the steps in full precision before quantization begins; see `Transform`. Default 0.
 
     Raises
     ------
@@ -80,17 +89,17 @@ class SelfCompression(Transform, Hook):
 
     padding = True  # the penalty is one of the weights
 
-    def __init__(self, gamma: NonNegative = 0.05, bits: Width = 8.0, exponent: float | None = None):
-        self.gamma, self.bits, self.exponent = gamma, bits, exponent
+    def __init__(self, gamma: NonNegative = 0.05, bits: Width = 8.0, exponent: float | None = None, begin: Begin = 0.0):
+        self.gamma, self.bits, self.exponent, self.begin = gamma, bits, exponent, begin
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
-        return attach(model, batch, 8, "same", self.quantizers)
+        return attach(model, batch, 8, "same", self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         return Weights(target.layer.weight, self.bits, self.exponent), Float()
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
-        return self.gamma * mean_bits(run.model)
+        return self.gamma * mean_bits(run.model) if now_quantized(run.model) else out.logits.new_zeros(())
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         """A copy in which channels whose weights are all zero are neither stored nor computed."""
@@ -112,7 +121,8 @@ class Alive(nn.Module):
         if isinstance(layer, nn.Conv2d):
             fixed = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             settings = {key: getattr(layer, key) for key in fixed}
-            self.layer = nn.Conv2d(layer.in_channels, len(self.alive), bias=False, **settings, device="meta")
+            kind = Same if isinstance(layer, Same) else nn.Conv2d
+            self.layer = kind(layer.in_channels, len(self.alive), bias=False, **settings, device="meta")
         else:
             self.layer = nn.Linear(layer.in_features, len(self.alive), bias=False, device="meta")
         self.layer.weight = nn.Parameter(w[self.alive])

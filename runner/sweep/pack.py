@@ -20,6 +20,7 @@ from runner.diagnose import NonFinite
 from runner.record import Stopped
 from runner.replicas import Broken, Replicas, Unpackable, refuse
 from runner.run import Job, run, signals
+from runner.schema import Range
 from runner.sweep.cells import Cell
 from runner.trainer import Trainer
 
@@ -73,7 +74,8 @@ def number(value: Any, parameter) -> str | None:
 
     def is_float(hint: Any) -> bool:
         if get_origin(hint) is Annotated:
-            return is_float(get_args(hint)[0])
+            base, *extras = get_args(hint)
+            return is_float(base) and not any(isinstance(extra, Range) and extra.alike for extra in extras)
         return hint is float or any(is_float(part) for part in get_args(hint))
 
     hint = parameter.annotation

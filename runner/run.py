@@ -104,8 +104,11 @@ class Job:
 
     def finish(self) -> dict:
         """After the last step: what is deployed, and result.json."""
-        self.transform.convert(self.trainer.model, self.calibration)
+        from runner.quantization.deploy import report
+
         result = _result(self.config, self.trainer)
+        if found := report(self.trainer, self.transform, self.calibration):
+            result["quantization"] = found
         self.record.finish(result)
         return result
 

@@ -441,4 +441,9 @@ def summary(result: dict) -> str:
                 if name.startswith("test_") and value is not None
             )
             lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
+    if found := result.get("quantization"):
+        accuracy = {name: (found[name] or {}).get("test_accuracy") for name in ("full", "fake", "deployed")}
+        shown = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
+        size = f"{found['bytes']:,} bytes, {found['bytes_full']:,} in full precision"
+        lines.append(f"{'quantized, on test':<39} {shown}  {size}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from runner.quantization.adaround import AdaRound, annealed, pull, rectified, re
 from runner.quantization.fake import Codes
 from runner.quantization.lsq import LSQ
 from runner.quantization.ptq import PTQ
-from runner.run import run
+from runner.run import run, summary
 from tests.test_quantization import AFTER, NAMES, shaken
 from tests.test_replicas import advance
 from tests.tiny import SMALL, compose, trainer
@@ -197,6 +197,7 @@ def test_every_option_is_deployed_and_reported(name, tmp_path):
     elif name != "littlebit":
         assert found["fake"]["test_accuracy"] == result["last"]["test_accuracy"]
     assert (found["full"] is None) == (name == "littlebit")
+    assert f"deployed {100 * found['deployed']['test_accuracy']:.2f} %  {found['bytes']:,} bytes" in summary(result)
 
 
 @pytest.mark.parametrize("name", ["lsq", "dorefa", "self_compression", "littlebit"])

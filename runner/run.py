@@ -105,8 +105,11 @@ class Job:
 
     def finish(self) -> dict:
         """After the last step: what is deployed, and result.json."""
-        self.transform.convert(self.trainer.model, self.calibration)
+        from runner.quantization.deploy import report
+
         result = _result(self.config, self.trainer)
+        if found := report(self.trainer, self.transform, self.calibration):
+            result["quantization"] = found
         self.record.finish(result)
         return result
 
@@ -441,4 +444,9 @@ def summary(result: dict) -> str:
                 if name.startswith("test_") and value is not None
             )
             lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
+    if found := result.get("quantization"):
+        accuracy = {name: (found[name] or {}).get("test_accuracy") for name in ("full", "fake", "deployed")}
+        shown = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
+        size = f"{found['bytes']:,} bytes, {found['bytes_full']:,} in full precision"
+        lines.append(f"{'quantized, on test':<39} {shown}  {size}")
     return "\n".join(lines)

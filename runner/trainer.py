@@ -333,15 +333,16 @@ class Trainer:
         return measures(*self.predict(split), self.dataset.task)
 
     @torch.no_grad()
-    def predict(self, split: Split) -> tuple[Tensor, Tensor]:
-        """The model's logits on a whole split in its order, in fp32, and the targets."""
+    def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """The logits of the model, or of another one, on a whole split in its order, in fp32, and the targets."""
+        forward = model or self.forward
         self.average_statistics()
         logits, targets = [], []
         self.model.eval()
         with self.hooks.weights(self):
             for batch in self.loader.evaluate(split, self.train.eval_batch_size):
                 with self.precision.autocast():
-                    out = self.forward(batch.x)
+                    out = forward(batch.x)
                 logits.append(self.loss.head(out).logits.float())
                 targets.append(batch.y)
         self.model.train()

@@ -25,7 +25,8 @@ from tests.test_compose import assert_resumed_equals_whole
 from tests.test_replicas import advance, assert_pack_equals_alone, doubled
 from tests.tiny import SMALL, trainer
 
-NAMES = [name for name in options("quantization", [conf_dir()]) if name != "none"]
+AFTER = ("ptq", "adaround")  # training: tests/test_post_training.py
+NAMES = [name for name in options("quantization", [conf_dir()]) if name not in ("none", *AFTER)]
 DEEP = [*SMALL[:-1], "model.hidden=[16,16]"]  # so that something lies between the first and the last layer
 
 

@@ -33,3 +33,9 @@ class Transform:
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         """After training: the model that would be deployed."""
         raise NotImplementedError
+
+    def full(self, model: nn.Module, batch: Batch) -> nn.Module | None:
+        """The network in full precision that the result of `convert` is compared with; None where there is none."""
+        from runner.quantization.deploy import plain
+
+        return plain(model)

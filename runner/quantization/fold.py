@@ -41,7 +41,7 @@ def fold(model: nn.Module, x: Tensor) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    uses = _uses(out)
+    uses = consumers(out)
     folded = []
     for name, (norm, *others) in users.items():
         output = outputs[name]
@@ -53,7 +53,7 @@ def fold(model: nn.Module, x: Tensor) -> list[str]:
     return folded
 
 
-def _uses(out) -> dict:
+def consumers(out) -> dict:
     """How many operations use what each node of the graph behind the output made."""
     uses: dict = {}
     seen: set = set()

@@ -1,0 +1,382 @@
+"""What is deployed: weights as packed integers in one file, read back, measured and compared with what was trained."""
+
+import copy
+import io
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runner import checkpoint, distributed
+from runner.batch import Batch
+from runner.measure import measures
+from runner.quantization import Transform
+from runner.quantization.fake import QUANTIZED, Codes
+from runner.quantization.littlebit import Parts
+from runner.record import write_atomic
+
+FILE = "quantized.pt"
+PICTURE = "quantization.png"
+# How far a measure may change by rounding alone: arithmetic in another order can move an input across the edge between
+# two levels, and a sample across the border between two classes
+SHARE, SAMPLES = 0.002, 2
+PART = 256  # calibration samples that pass through the model at once
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Its quantized layers by name: those that say how their weights are stored."""
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "codes") and hasattr(layer, "bias")}
+
+
+def plain(model: nn.Module) -> nn.Module | None:
+    """A copy that computes with the weights as they are in training, in full precision; None where there are none."""
+    kinds = {quantized: kind for kind, quantized in QUANTIZED.items()}
+    model = copy.deepcopy(model).eval()
+    for layer in layers(model).values():
+        if type(layer) not in kinds:
+            return None
+        layer.__class__ = kinds[type(layer)]
+        del layer.quantize_w, layer.quantize_x
+    return model
+
+
+# ---- stored weights as modules
+
+
+class Stored(nn.Module):
+    """Quantized weights that stay: in the place of a quantizer, it gives levels and step by itself."""
+
+    def __init__(self, codes: Codes):
+        super().__init__()
+        self.bits = codes.bits
+        self.register_buffer("values", codes.values)
+        self.register_buffer("scale", codes.scale)
+        self.register_buffer("zero", codes.zero)
+
+    def forward(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
+        unit = 2.0**-self.bits  # as in runner.quantization.fake: the sums are the same bit for bit
+        return (self.values.to(self.scale.dtype) - self.zero) * unit, self.scale / unit
+
+    def codes(self, w: Tensor | None = None) -> Codes:
+        return Codes(self.values, self.scale, self.zero, self.bits)
+
+
+class StoredFactors(nn.Module):
+    """The same for a pair of binary factors: see `runner.quantization.littlebit.Factors`."""
+
+    def __init__(self, part: dict[str, Tensor]):
+        super().__init__()
+        for name, value in part.items():
+            self.register_buffer(name, value)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        u, v = (2.0 * bits.to(self.rows.dtype) - 1 for bits in (self.U, self.V))
+        return v * self.columns * self.ranks[:, None], u * self.rows[:, None]
+
+
+# ---- the file
+
+
+def pack(values: Tensor, bits: int) -> bytes:
+    """Integers in [0, 2^bits), one after another without gaps, the lowest bit first."""
+    flat = values.flatten().cpu().numpy().astype(np.int64)
+    return np.packbits(flat[:, None] >> np.arange(bits) & 1, bitorder="little").tobytes()
+
+
+def unpack(content: bytes, bits: int, count: int) -> Tensor:
+    """What `pack` has packed: (count,), uint8, or int32 where there are more than 8 bits."""
+    ones = np.unpackbits(np.frombuffer(content, np.uint8), count=count * bits, bitorder="little")
+    values = (ones.reshape(count, bits).astype(np.int64) << np.arange(bits)).sum(1)
+    return torch.from_numpy(values).to(torch.uint8 if bits <= 8 else torch.int32)
+
+
+class Content:
+    """The file: bytes in a row, and what lies where. One tensor, as each has hundreds of bytes of overhead."""
+
+    def __init__(self, data: bytes = b""):
+        self.data = bytearray(data)
+
+    def put(self, part: bytes) -> list[int]:
+        self.data += part
+        return [len(self.data) - len(part), len(part)]
+
+    def get(self, place: list[int]) -> bytes:
+        return bytes(self.data[place[0] : place[0] + place[1]])
+
+    def put_integers(self, values: Tensor, bits: int) -> dict:
+        return {"bits": bits, "shape": list(values.shape), "at": self.put(pack(values, bits))}
+
+    def get_integers(self, entry: dict) -> Tensor:
+        return unpack(self.get(entry["at"]), entry["bits"], math.prod(entry["shape"])).view(entry["shape"])
+
+    def put_tensor(self, value: Tensor) -> dict:
+        value = value.detach().cpu().contiguous()
+        kind = str(value.dtype).removeprefix("torch.")
+        raw = value.flatten().view(torch.uint8).numpy().tobytes()
+        return {"dtype": kind, "shape": list(value.shape), "at": self.put(raw)}
+
+    def get_tensor(self, entry: dict) -> Tensor:
+        data, kind = bytearray(self.get(entry["at"])), getattr(torch, entry["dtype"])
+        return (torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)).view(entry["shape"])
+
+
+def encode(model: nn.Module) -> tuple[dict, dict[str, float]]:
+    """The file's content, and the bits that are stored for each weight of every quantized layer, scales included.
+
+    Output channels of zeros are left out, but for a bit each. What is not a quantized weight is stored as it is.
+    """
+    content, entries, bits = Content(), {}, {}
+    rest = dict(model.state_dict())
+    for name, layer in layers(model).items():
+        before, codes = len(content.data), layer.codes()
+        entries[name] = _put_parts(content, codes) if isinstance(codes, Parts) else _put_codes(content, codes)
+        bits[name] = 8 * (len(content.data) - before) / codes.decode().numel()
+        own = [f"{name}.{part}" for part in ("weight", "quantize_w.", "factors.")]
+        rest = {key: value for key, value in rest.items() if key != own[0] and not key.startswith((own[1], own[2]))}
+    others = {key: content.put_tensor(value) for key, value in rest.items()}
+    data = torch.frombuffer(content.data, dtype=torch.uint8)
+    return {"layers": entries, "rest": others, "data": data}, bits
+
+
+def _put_codes(content: Content, codes: Codes) -> dict:
+    alive, zero = codes.decode().flatten(1).any(1), codes.zero
+    if bool((zero == zero.flatten()[0]).all()):
+        zero = zero.flatten()[0]
+    values = codes.values if bool(alive.all()) else codes.values[alive]
+    return {
+        "codes": content.put_integers(values, codes.bits),
+        "alive": None if bool(alive.all()) else content.put_integers(alive, 1),
+        "scale": content.put_tensor(codes.scale),
+        "zero": content.put_tensor(zero),
+    }
+
+
+def _get_codes(content: Content, entry: dict) -> Codes:
+    values, bits = content.get_integers(entry["codes"]), entry["codes"]["bits"]
+    scale, zero = content.get_tensor(entry["scale"]), content.get_tensor(entry["zero"])
+    if entry["alive"]:
+        alive = content.get_integers(entry["alive"]).bool()
+        whole = zero.to(values.dtype).expand(len(alive), *[1] * (values.dim() - 1))
+        values = whole.expand(len(alive), *values.shape[1:]).clone().index_copy_(0, alive.nonzero().flatten(), values)
+    return Codes(values, scale, zero, bits)
+
+
+def _put_parts(content: Content, codes: Parts) -> dict:
+    return {
+        "parts": [
+            {
+                key: content.put_integers(value, 1) if key in ("U", "V") else content.put_tensor(value)
+                for key, value in part.items()
+            }
+            for part in codes.parts
+        ]
+    }
+
+
+def _get_parts(content: Content, entry: dict) -> list[dict[str, Tensor]]:
+    return [
+        {
+            key: content.get_integers(value) if key in ("U", "V") else content.get_tensor(value)
+            for key, value in part.items()
+        }
+        for part in entry["parts"]
+    ]
+
+
+def decode(state: dict, model: nn.Module) -> nn.Module:
+    """A copy of the model with all of its numbers from the file and integers for weights, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        The file was written for another model.
+    """
+    content, model = Content(state["data"].numpy().tobytes()), copy.deepcopy(model).eval()
+    found = layers(model)
+    if found.keys() != state["layers"].keys():
+        raise ValueError(f"{FILE} is of another model: it has the quantized layers {', '.join(state['layers'])}")
+    for name, entry in state["layers"].items():
+        layer = found[name]
+        device = next((value.device for value in layer.state_dict().values()), torch.device("cpu"))
+        layer.weight = None
+        if "parts" in entry:
+            layer.factors = nn.ModuleList(StoredFactors(part) for part in _get_parts(content, entry)).to(device)
+        else:
+            layer.quantize_w = Stored(_get_codes(content, entry)).to(device)
+    rest = {key: content.get_tensor(value) for key, value in state["rest"].items()}
+    wrong = model.load_state_dict(rest, strict=False)
+    stored = tuple(f"{name}.{part}." for name in found for part in ("quantize_w", "factors"))
+    missing = [key for key in wrong.missing_keys if not key.startswith(stored)]
+    if missing or wrong.unexpected_keys:
+        raise ValueError(f"{FILE} is of another model: {', '.join([*missing, *wrong.unexpected_keys])}")
+    return model
+
+
+# ---- what is reported
+
+
+def report(run, transform: Transform, batch: Batch) -> dict | None:
+    """Measure the trained, the fake-quantized and the deployed model, and write `quantized.pt` and `quantization.png`.
+
+    run : the `runner.trainer.Trainer` after its last step, or one with the same predict, folder, dataset and hooks.
+    batch : calibration samples.
+
+    Returns what result.json holds, or None where nothing is quantized:
+
+        full, fake, deployed   measures of every split in full precision, fake-quantized, and of the file read back
+        bytes, bytes_full      of the file; and of the same tensors with weights of 32 bits
+        bits_per_weight        stored for a weight of a quantized layer, its share of scales and zero points included
+        layers                 name, weights, bits of the same kind, and error: the squared difference between the
+                               layer's outputs here and in full precision over the squared outputs there, on the
+                               calibration samples
+
+    For options that quantize in training `full` is the same weights without quantizers, which training never used; it
+    is null where there are none.
+
+    Raises
+    ------
+    RuntimeError
+        What was deployed measures differently from what was trained, by more than rounding explains.
+    """
+    with run.hooks.weights(run):
+        converted = transform.convert(run.model, batch)
+        model = converted if layers(converted) else run.model
+        if not layers(model):
+            return None
+        full = transform.full(run.model, batch)
+        state, bits = encode(model)
+        path = run.folder / FILE
+        if distributed.rank == 0:
+            checkpoint.save(state, path)
+        read, size = distributed.from_first((checkpoint.load(path), path.stat().st_size) if path.exists() else None)
+        deployed = decode(read, model)
+        training = run.model.training
+        found = {name: _measures(run, net) for name, net in (("full", full), ("fake", model), ("deployed", deployed))}
+        errors = {} if full is None else _errors(full, deployed, batch.x)
+        run.model.train(training)
+    _compare(run, found["fake"], found["deployed"])
+    weights = {name: layer.codes().decode().numel() for name, layer in layers(model).items()}
+    others = sum(entry["at"][1] for entry in state["rest"].values())
+    table = [
+        {"name": name, "weights": count, "bits": bits[name], "error": errors.get(name)}
+        for name, count in weights.items()
+    ]
+    if distributed.rank == 0:
+        try:
+            draw(table, run.folder / PICTURE)
+        except Exception as error:  # as with curves.png
+            logging.getLogger(__name__).warning("%s was not drawn: %s: %s", PICTURE, type(error).__name__, error)
+    return {
+        **found,
+        "bytes": size,
+        "bytes_full": others + 4 * sum(weights.values()),
+        "bits_per_weight": sum(bits[name] * count for name, count in weights.items()) / sum(weights.values()),
+        "layers": table,
+    }
+
+
+def _splits(run) -> dict:
+    return {name: split for name in ("val", "test") if (split := getattr(run.dataset, name)) is not None}
+
+
+def _measures(run, model: nn.Module | None) -> dict | None:
+    if model is None:
+        return None
+    model.eval()
+    return {
+        f"{name}_{key}": value
+        for name, split in _splits(run).items()
+        for key, value in measures(*run.predict(split, model.eval()), run.dataset.task).items()
+    }
+
+
+def _compare(run, fake: dict, deployed: dict) -> None:
+    for name, split in _splits(run).items():
+        key = next(key for key in fake if key.startswith(f"{name}_"))  # accuracy where there is one
+        trained, stored = fake[key], deployed[key]
+        if not abs(trained - stored) <= max(SAMPLES / len(split), SHARE * max(1, abs(trained))):
+            raise RuntimeError(
+                f"what was deployed is not what was trained: {key} {trained:.4f} fake-quantized, {stored:.4f} with the "
+                f"integers of {FILE}"
+            )
+
+
+@torch.no_grad()
+def seen(model: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What goes into a layer and what comes out of it, over all samples of x and all of its calls."""
+    inputs, outputs = [], []
+
+    def keep(_, given, made) -> None:  # copies, as an activation may overwrite them
+        inputs.append(given[0].clone()), outputs.append(made.clone())
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        for part in x.split(PART):
+            model(part)
+    finally:
+        handle.remove()
+    return torch.cat(inputs), torch.cat(outputs)
+
+
+@torch.no_grad()
+def _errors(full: nn.Module, model: nn.Module, x: Tensor) -> dict[str, float]:
+    """See `report`."""
+    wanted: dict[str, Tensor] = {}
+    sums = {name: [0.0, 0.0] for name in layers(model)}
+
+    def keep(name: str, made: Tensor) -> None:
+        wanted[name] = made.clone()
+
+    def compare(name: str, made: Tensor) -> None:
+        sums[name][0] += (made - wanted[name]).double().square().sum().item()
+        sums[name][1] += wanted[name].double().square().sum().item()
+
+    handles = [
+        net.get_submodule(name).register_forward_hook(lambda _, __, made, name=name, see=see: see(name, made))
+        for net, see in ((full, keep), (model, compare))
+        for name in sums
+    ]
+    try:
+        for part in x.split(PART):
+            full(part), model(part)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: error / max(size, 1e-30) for name, (error, size) in sums.items()}
+
+
+def draw(table: list[dict], path: Path) -> None:
+    """Bits and error of every layer as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from runner.curves import COLOURS, GRID, INK
+
+    names = [row["name"] for row in table]
+    figure = Figure(figsize=(12, 1.2 + 0.28 * max(len(names), 6)), dpi=100, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    errors = [row["error"] if row["error"] else math.nan for row in table]
+    for axes, values, title, colour in (
+        (left, [row["bits"] for row in table], "Stored bits for each weight", COLOURS["train"]),
+        (right, errors, "Squared error of the output, relative", COLOURS["test"]),
+    ):
+        axes.barh(range(len(names)), values, color=colour, height=0.7)
+        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors=INK, length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    if any(error == error for error in errors):
+        right.set_xscale("log")
+    else:
+        right.set_xticks([])
+        right.text(0.5, 0.5, "not measured", transform=right.transAxes, ha="center", va="center", color="#999999")
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.invert_yaxis()
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomic(path, content.getvalue())

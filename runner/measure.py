@@ -1,5 +1,7 @@
 """What a model is measured by on held-out data."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,35 +9,47 @@ from torch.nn import functional as F
 from runner.loss import wide
 
 BINS = 15  # Guo et al. 2017, arXiv:1706.04599, section 5
+MANY, FEW = 100, 20  # Liu et al. 2019, arXiv:1904.05160, section 4
+TEMPERATURES = 0.01, 100.0
+CHUNK = 2**22  # logits that are looked at in fp64 at a time
 
 
 def measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
     """The measures of a task over N samples; logits are (N, C) in any dtype, sums are in fp64.
 
-    - "classes", y (N,) class ids: `accuracy` in [0, 1] of the largest logit; `nll`, the mean of -log p_y in nats;
-      `ece`, the expected calibration error (see `calibration_error`).
+    - "classes", y (N,) class ids: `accuracy` in [0, 1] of the largest logit; `balanced_accuracy`, the mean over the
+      classes in y of the accuracy on their samples; `nll`, the mean of -log p_y in nats; `brier`, the mean of
+      sum_k (p_k - [k = y])^2, in [0, 2] (Brier 1950); `ece` and `adaptive_ece`, the expected calibration error in bins
+      of equal width and of equal mass (see `calibration_error`). Two classes have `auroc` too, that of p_1.
     - "multilabel", y (N, C) of 0 and 1: `accuracy`, the share of the N * C labels on the right side of p = 1/2;
-      `exact`, the share of samples with all C right; `nll`, the mean binary -log p per label, in nats.
+      `exact`, the share of samples with all C right; `map`, the mean of `average_precision` over the labels that some
+      sample has; `nll`, the mean binary -log p per label, in nats.
     - "regression", y (N,) and logits (N, 1), or both (N, C): `mae` and `rmse`, in the units of y.
 
-    Raises ValueError for another task, and for shapes that do not fit it.
+    A measure that the samples do not define (an AUROC of one class) is nan. Raises ValueError for another task, and for
+    shapes that do not fit it.
     """
     if task == "classes" and logits.dim() == 2 and y.shape == logits.shape[:1]:
-        logp = F.log_softmax(wide(logits), -1)
-        nll = F.nll_loss(logp, y, reduction="none")
-        confidence, guess = logp.max(-1)
-        nll, confidence, right = (value.cpu().double() for value in (nll, confidence.exp(), guess == y))
-        return {
+        nll, brier, confidence, right = scores(logits, y)
+        found = {
             "accuracy": right.mean().item(),
+            "balanced_accuracy": class_accuracy(right, y, logits.shape[1]).nanmean().item(),
             "nll": nll.mean().item(),
+            "brier": brier.mean().item(),
             "ece": calibration_error(confidence, right),
+            "adaptive_ece": calibration_error(confidence, right, equal_mass(confidence)),
         }
+        if logits.shape[1] == 2:
+            found["auroc"] = auroc((wide(logits)[:, 1] - wide(logits)[:, 0]).cpu(), y.cpu() == 1)
+        return found
     if task == "multilabel" and logits.shape == y.shape:
-        nll = F.binary_cross_entropy_with_logits(wide(logits), y.to(wide(logits).dtype), reduction="none")
+        logits, y = wide(logits).cpu(), y.cpu()
+        nll = F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none")
         right = (logits > 0) == (y > 0.5)
         return {
             "accuracy": right.double().mean().item(),
             "exact": right.all(-1).double().mean().item(),
+            "map": average_precision(logits.T.contiguous(), y.T > 0.5).nanmean().item(),
             "nll": nll.double().mean().item(),
         }
     if task == "regression" and logits.numel() == y.numel():
@@ -44,15 +58,138 @@ def measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
     raise ValueError(f"task {task!r} cannot be measured on logits {tuple(logits.shape)} and targets {tuple(y.shape)}")
 
 
-def calibration_error(confidence: Tensor, right: Tensor, bins: int = BINS) -> float:
+def scores(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each of N samples -log p_y, sum_k (p_k - [k = y])^2, the largest probability, and 1 where it is that of y.
+
+    logits (N, C), y (N,) class ids; four times (N,) fp64 on the CPU.
+    """
+    logp = F.log_softmax(wide(logits), -1)
+    nll = F.nll_loss(logp, y, reduction="none")
+    top, guess = logp.max(-1)
+    square = logp.exp().square_().sum(-1)
+    nll, square, top, right = (value.cpu().double() for value in (nll, square, top, guess == y))
+    return nll, square - 2 * (-nll).exp() + 1, top.exp(), right
+
+
+def class_accuracy(right: Tensor, y: Tensor, classes: int) -> Tensor:
+    """(C,) fp64: the accuracy on the samples of each class, nan where there are none. right (N,) as of `scores`."""
+    y = y.cpu()
+    return torch.bincount(y, right, minlength=classes) / torch.bincount(y, minlength=classes)
+
+
+def group_accuracy(by_class: Tensor, counts: Tensor, many: int = MANY, few: int = FEW) -> dict[str, float]:
+    """The mean accuracy of the classes with many training samples, a medium number, and few (Liu et al., CVPR 2019,
+    arXiv:1904.05160, section 4): more than 100, 20 to 100, fewer than 20.
+
+    by_class (C,), nan where a class was not tested and does not count; counts (C,) training samples. Classes count
+    alike, as in the authors' code. A group without classes has no key.
+    """
+    groups = {"many": counts > many, "medium": (counts >= few) & (counts <= many), "few": counts < few}
+    groups = {name: by_class[group & ~by_class.isnan()] for name, group in groups.items()}
+    return {f"{name}_accuracy": group.mean().item() for name, group in groups.items() if len(group)}
+
+
+# ---- calibration
+
+
+def equal_width(bins: int = BINS) -> Tensor:
+    """(bins - 1,) the edges between bins of equal width."""
+    return torch.arange(1, bins, dtype=torch.float64) / bins
+
+
+def equal_mass(confidence: Tensor, bins: int = BINS) -> Tensor:
+    """(bins - 1,) the edges between bins with equally many of these N samples: bin m ends with the ceil(m N / bins)-th
+    smallest confidence, and with it all that are equal to it (Mukhoti et al. 2020, arXiv:2002.09437, "Adaptive ECE").
+    """
+    ends = [-(-m * len(confidence) // bins) for m in range(1, bins)]
+    return confidence.sort().values[torch.tensor(ends) - 1]
+
+
+def binned(confidence: Tensor, right: Tensor, edges: Tensor) -> Tensor:
+    """(3, bins): how many samples have their confidence in (edge, next edge], the sum of it, and of `right`."""
+    found = torch.zeros(3, len(edges) + 1, dtype=torch.float64)
+    values = torch.stack([torch.ones_like(confidence), confidence, right])
+    return found.index_add_(1, torch.bucketize(confidence, edges), values)
+
+
+def calibration_error(confidence: Tensor, right: Tensor, edges: Tensor | None = None) -> float:
     """Expected calibration error (Guo et al., ICML 2017, arXiv:1706.04599, equation 3).
 
         ECE = sum_m |B_m| / N * |accuracy(B_m) - confidence(B_m)|
 
-    B_m holds the samples whose confidence, the largest probability, is in ((m - 1) / bins, m / bins].
+    B_m holds the samples whose confidence, the largest probability, is in (edge_(m-1), edge_m].
     confidence, right: (N,) fp64, `right` being 1 where the prediction is correct and 0 elsewhere.
+    edges : between the bins, ascending. None: 15 bins of equal width.
     """
-    edges = torch.arange(1, bins, dtype=confidence.dtype) / bins
-    gaps = torch.zeros(bins, dtype=confidence.dtype)
-    gaps.index_add_(0, torch.bucketize(confidence, edges), right - confidence)
-    return (gaps.abs().sum() / len(right)).item()
+    _, sure, hits = binned(confidence, right, equal_width() if edges is None else edges)
+    return ((hits - sure).abs().sum() / len(right)).item()
+
+
+def temperature(logits: Tensor, y: Tensor) -> float:
+    """The T with the smallest NLL of softmax(logits / T) on these samples (Guo et al. 2017, section 4.2).
+
+    logits (N, C), y (N,) class ids. In b = 1 / T the NLL is convex: Newton's method from b = 1, with bisection where a
+    step leaves the bracket. T is at least 0.01 and at most 100; where every sample is right, the NLL falls with T to
+    the bound. nan where a logit is.
+    """
+    parts = wide(logits).cpu().split(max(1, CHUNK // logits.shape[1]))
+    targets = y.cpu().split(len(parts[0]))
+
+    def slopes(b: float) -> tuple[float, float]:
+        """The first and second derivative of the NLL's sum."""
+        first = second = 0.0
+        for z, own in zip(parts, targets, strict=True):
+            z = z.double()
+            d = z - z.gather(1, own[:, None])
+            p = (b * d).softmax(-1)
+            mean = (p * d).sum(-1)
+            first += mean.sum().item()
+            second += ((p * d.square()).sum(-1) - mean.square()).sum().item()
+        return first, second
+
+    b, low, high = 1.0, 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    start = slopes(low)[0]
+    if start == 0 or math.isnan(start):  # logits that are all equal
+        return b + start
+    if start > 0:
+        return TEMPERATURES[1]
+    if slopes(high)[0] <= 0:
+        return TEMPERATURES[0]
+    for _ in range(100):
+        slope, curvature = slopes(b)
+        low, high = (b, high) if slope < 0 else (low, b)
+        step = b - slope / curvature if curvature > 0 else low
+        if not low < step < high:
+            step = (low + high) / 2
+        b, before = step, b
+        if abs(b - before) <= 1e-9 * before:
+            break
+    return 1 / b
+
+
+# ---- rankings
+
+
+def auroc(score: Tensor, positive: Tensor) -> float:
+    """The area under the ROC curve: the probability that a positive sample has a larger score than a negative one,
+    ties counting one half (Hanley & McNeil 1982). score (N,), positive (N,) bool; nan unless there are both.
+    """
+    _, place, ties = score.unique(return_inverse=True, return_counts=True)
+    rank = (ties.cumsum(0) - (ties - 1) / 2)[place]  # from 1, of equal scores the mean of theirs
+    p = positive.sum().double()
+    return ((rank[positive].double().sum() - p * (p + 1) / 2) / (p * (len(score) - p))).item()
+
+
+def average_precision(score: Tensor, positive: Tensor) -> Tensor:
+    """sum_n (R_n - R_(n-1)) P_n over the thresholds n that score (..., N) has, from the largest on, P being precision
+    and R recall of `positive`, (..., N) bool. (...,) fp64, nan where nothing is positive.
+    """
+    score, order = score.sort(-1, descending=True)
+    positive = positive.gather(-1, order).double()
+    at = torch.arange(score.shape[-1])
+    # equal scores pass a threshold together: each has the precision of the last of them
+    apart = torch.ones_like(score, dtype=torch.bool)
+    apart[..., :-1] = score[..., 1:] != score[..., :-1]
+    last = torch.where(apart, at, len(at)).flip(-1).cummin(-1).values.flip(-1)
+    precision = (positive.cumsum(-1) / (at + 1)).gather(-1, last)
+    return (precision * positive).sum(-1) / positive.sum(-1)

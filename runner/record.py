@@ -3,7 +3,8 @@
 .hydra/config.yaml, overrides.yaml   the resolved config; what the user typed
 environment.json, diff.patch         where and with what it ran, one entry per session
 metrics.jsonl                        one line per record: the record of truth, of which loggers are exporters
-curves.png                           drawn at the end
+curves.png                           drawn at the end, and where the targets are classes:
+reliability.png, classes.png         calibration; accuracy of each class (of the last epoch, on the test split)
 failed.json                          the error, until the next start
 result.json                          last and atomically: its presence means done
 """
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
@@ -270,18 +272,25 @@ class Record:
     def history(self) -> list[dict]:
         return history(self.folder)
 
-    def finish(self, result: dict) -> None:
-        """Draw curves.png, write result.json, close the loggers as 'done'."""
-        result = plain(result)
-        try:
-            from runner.curves import draw
+    def finish(self, result: dict, pictures: dict[str, Callable[[Path], None]] | None = None) -> None:
+        """Draw curves.png and what else there is to draw, write result.json, close the loggers as 'done'.
 
-            draw(self.history(), self.folder / "curves.png")
-        except Exception as error:  # a picture that cannot be drawn is no reason to call the training not done
-            warn("curves.png was not drawn: %s: %s", type(error).__name__, error)
+        pictures : name -> what draws it to a path.
+        """
+        result = plain(result)
+        for name, draw in ({"curves.png": self._curves} | (pictures or {})).items():
+            try:
+                draw(self.folder / name)
+            except Exception as error:  # a picture that cannot be drawn is no reason to call the training not done
+                warn("%s was not drawn: %s: %s", name, type(error).__name__, error)
         write_json(self.folder / "result.json", result)
         self._result = result
         self._close("done", result)
+
+    def _curves(self, path: Path) -> None:
+        from runner.curves import draw
+
+        draw(self.history(), path)
 
     def fail(self, error: BaseException) -> None:
         """Keep the error in failed.json, until the next start."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from runner import checkpoint, distributed, keyed
 from runner.batch import Batch, Output
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity
+from runner.dataset import Dataset
 from runner.dataset.loader import Loader
 from runner.dropout import Masks
 from runner.errors import defaults
+from runner.final import Final, final
 from runner.hook import Hook, Hooks
 from runner.listing import conf_dir
 from runner.precision import Precision
@@ -104,13 +107,14 @@ class Job:
             self.record.start(self.config, self.overrides, self.lines)
 
     def finish(self) -> dict:
-        """After the last step: what is deployed, and result.json."""
+        """After the last step: what is measured once, what is deployed, the pictures, and result.json."""
         from runner.quantization.deploy import report
 
-        result = _result(self.config, self.trainer)
-        if found := report(self.trainer, self.transform, self.calibration):
-            result["quantization"] = found
-        self.record.finish(result)
+        found = final(self.trainer)
+        result = _result(self.config, self.trainer, found)
+        if quantized := report(self.trainer, self.transform, self.calibration):
+            result["quantization"] = quantized
+        self.record.finish(result, _pictures(self.trainer.dataset, found))
         return result
 
 
@@ -401,8 +405,9 @@ def _damage(record: dict) -> str:
     return text + (f"; long tail, largest class {tail['realised']:.1f} times the smallest" if tail else "")
 
 
-def _result(config: dict, trainer: Trainer) -> dict:
-    """What result.json holds: the measures of the last epoch, and of the best by validation and by test, so named."""
+def _result(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
+    """What result.json holds: the measures of the last epoch, and of the best by validation and by test, so named, with
+    what was found at the end; and the test accuracy of each class."""
     history = trainer.record.history() if distributed.rank == 0 else []
 
     def at(step: int) -> dict | None:
@@ -411,6 +416,12 @@ def _result(config: dict, trainer: Trainer) -> dict:
     best = {
         f"best_{name}": at(trainer.best[name]["step"]) if name in trainer.best else None for name in ("val", "test")
     }
+    lines = {"last": at(trainer.count), **best}
+    for key, one in found.items():
+        if lines[key] is not None:  # the first process alone has the record
+            lines[key] = lines[key] | one.measures
+    data = trainer.dataset
+    by_class = {key: one.by_class.tolist() for key, one in found.items()}
     return {
         "id": identity(config),
         "name": config["name"],
@@ -423,10 +434,28 @@ def _result(config: dict, trainer: Trainer) -> dict:
         "parameters": trainer.weights.count,
         "precision": trainer.precision.name,
         "device": str(trainer.device),
-        "last": at(trainer.count),
-        **best,
-        "data": trainer.dataset.record,
+        **lines,
+        "classes": {"names": data.names, **by_class} if found else None,
+        "data": data.record,
     }
+
+
+def _pictures(dataset: Dataset, found: dict[str, Final]) -> dict:
+    """Name -> what draws it to a path."""
+    if not found:
+        return {}
+    from runner import pictures
+
+    one, counts = found["last"], np.array(dataset.class_counts)
+    scaled = None if one.scaled is None else one.scaled.numpy()
+    calibration = one.bins.numpy(), scaled, one.measures.get("temperature")
+    return {
+        "reliability.png": partial(pictures.reliability, *calibration),
+        "classes.png": partial(pictures.classes, one.by_class.numpy(), counts, dataset.names),
+    }
+
+
+SUMMARY = [f"test_{key}" for key in ("accuracy", "exact", "map", "nll", "ece", "mae", "rmse")]
 
 
 def summary(result: dict) -> str:
@@ -441,7 +470,7 @@ def summary(result: dict) -> str:
             shown = "  ".join(
                 f"{name} {100 * value:.2f} %" if "accuracy" in name else f"{name} {value:.4f}"
                 for name, value in line.items()
-                if name.startswith("test_") and value is not None
+                if name in SUMMARY and value is not None
             )
             lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
     if found := result.get("quantization"):

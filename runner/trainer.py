@@ -334,17 +334,23 @@ class Trainer:
 
     @torch.no_grad()
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The logits of the model, or of another one, on a whole split in its order, in fp32, and the targets."""
-        forward = model or self.forward
+        """The logits of the model, or of another one, as the hooks present it, on a whole split in its order, in fp32,
+        and the targets."""
         self.average_statistics()
+        with self.hooks.weights(self):
+            return self.predict_as_is(split, model)
+
+    @torch.no_grad()
+    def predict_as_is(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """The same of the model with the weights that it has."""
+        forward = model or self.forward
         logits, targets = [], []
         self.model.eval()
-        with self.hooks.weights(self):
-            for batch in self.loader.evaluate(split, self.train.eval_batch_size):
-                with self.precision.autocast():
-                    out = forward(batch.x)
-                logits.append(self.loss.head(out).logits.float())
-                targets.append(batch.y)
+        for batch in self.loader.evaluate(split, self.train.eval_batch_size):
+            with self.precision.autocast():
+                out = forward(batch.x)
+            logits.append(self.loss.head(out).logits.float())
+            targets.append(batch.y)
         self.model.train()
         logits, targets = torch.cat(logits), torch.cat(targets)
         if distributed.world > 1:
@@ -448,7 +454,7 @@ def _row(line: dict, epochs: int, unit: str) -> str:
     for name in ("train", "val", "test"):
         if f"{name}_accuracy" in line:
             parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
-    for key in ("test_nll", "test_ece", "test_mae", "test_rmse"):
+    for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
         if key in line:
             parts.append(f"{key[5:]} {line[key]:.4f}")
     if "client_accuracy_worst" in line:

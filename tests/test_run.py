@@ -55,7 +55,7 @@ def test_the_folder_of_a_finished_run_and_the_second_call(tmp_path):
     place = folder(tmp_path, "first")
     names = {path.name for path in place.iterdir()}
     assert {".hydra", "environment.json", "metrics.jsonl", "last.pt", "best_val.pt", "best_test.pt", "curves.png",
-            "result.json"} <= names  # fmt: skip
+            "reliability.png", "classes.png", "result.json"} <= names  # fmt: skip
     stored = json.loads((place / "result.json").read_text())
     records = lines(place)
     assert [record["epoch"] for record in records] == [1, 2, 3]

@@ -272,12 +272,13 @@ def metrics() -> list[str]:
     """The measures that a run's result may have."""
     import torch
 
+    from runner.final import NAMES
     from runner.measure import measures
 
     one, two = torch.zeros(1, dtype=torch.long), torch.zeros(1, 2)
     tasks = ((two, one, "classes"), (two, two, "multilabel"), (two, two, "regression"))
     keys = dict.fromkeys(key for task in tasks for key in measures(*task))
-    return ["train_loss", "train_accuracy", *(f"{split}_{key}" for split in ("val", "test") for key in keys)]
+    return ["train_loss", "train_accuracy", *(f"{split}_{key}" for split in ("val", "test") for key in keys), *NAMES]
 
 
 class Plan:

@@ -62,7 +62,7 @@ class Row:
 
     @property
     def percent(self) -> bool:
-        return self.metric.endswith(("accuracy", "exact", "ece"))
+        return self.metric.endswith(("accuracy", "exact", "ece", "map"))
 
     @property
     def scale(self) -> int:
@@ -358,7 +358,7 @@ def table(
     ----------
     folders : run folders, finished or not. One that holds no run yet is noted as not started.
     select : the epoch of the value, `last`, `val` (best on validation) or `test` (best on test; marked in the table).
-    metric : a key of the measures in result.json. Accuracies and ECE are printed in per cent.
+    metric : a key of the measures in result.json. Accuracies, ECE and mAP are printed in per cent.
     by : config keys or groups to group by. None: all that vary between the runs, apart from the seed.
     baseline : the row that the others are compared with, by seed: `loss=ce`, or more keys with blanks between them.
         Where several rows fit, each row is compared with the one that it otherwise agrees with.

@@ -1,0 +1,88 @@
+"""What is measured once, when training is over: class by class, and after temperature scaling."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runner import checkpoint, distributed
+from runner.measure import binned, class_accuracy, equal_width, group_accuracy, measures, scores, temperature
+from runner.trainer import Trainer
+
+SCALED = ("nll", "brier", "ece", "adaptive_ece")
+NAMES = ["temperature", *(f"test_{group}_accuracy" for group in ("many", "medium", "few"))]
+NAMES += [f"test_scaled_{key}" for key in SCALED]
+
+
+@dataclass
+class Final:
+    """Of one set of weights.
+
+    measures : some of NAMES. `test_many_accuracy` and so on as of `runner.measure.group_accuracy`; where there is a
+        validation split, `temperature` as fitted there (to its labels, noisy ones where it has them), and
+        `test_scaled_nll` and so on with it.
+    by_class : (C,) the accuracy on the test samples of each class, nan where there are none.
+    bins : (3, M) as of `runner.measure.binned`, on the test split; `scaled` after temperature scaling.
+    """
+
+    measures: dict[str, float]
+    by_class: Tensor
+    bins: Tensor
+    scaled: Tensor | None = None
+
+
+def final(trainer: Trainer) -> dict[str, Final]:
+    """Of the weights at the last step as the hooks present them, `last`, and of those in best_val.pt, `best_val`.
+
+    Empty where the targets are not classes; without `best_val` where nothing is held out for validation. The weights
+    are as before. To be called by all processes of a run.
+    """
+    data = trainer.dataset
+    if data.task != "classes":
+        return {}
+    splits = [split for split in (data.test, data.val) if split is not None]
+    found = {"last": of([trainer.predict(split) for split in splits], data.class_counts)}
+    if data.val is not None and "val" in trainer.best:
+        if trainer.best["val"]["step"] == trainer.count:
+            found["best_val"] = found["last"]
+        else:
+            with saved(trainer, "val"):
+                predicted = [trainer.predict_as_is(split) for split in splits]
+            found["best_val"] = of(predicted, data.class_counts)
+    return found
+
+
+def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int]) -> Final:
+    """From logits and targets of the test split and, where there is one, the validation split."""
+    logits, y = predicted[0]
+    *_, confidence, right = scores(logits, y)
+    by_class = class_accuracy(right, y, logits.shape[1])
+    bins = binned(confidence, right, equal_width())
+    found = Final(group_accuracy(by_class, torch.tensor(class_counts)), by_class, bins)
+    if len(predicted) > 1:
+        t = temperature(*predicted[1])
+        scaled = measures(logits / t, y, "classes")
+        found.measures |= {"temperature": t, **{f"scaled_{key}": scaled[key] for key in SCALED}}
+        *_, confidence, right = scores(logits / t, y)
+        found.scaled = binned(confidence, right, equal_width())
+    found.measures = {key if key == "temperature" else f"test_{key}": value for key, value in found.measures.items()}
+    return found
+
+
+@contextmanager
+@torch.no_grad()
+def saved(trainer: Trainer, name: str):
+    """The model with the weights of best_<name>.pt, which are what the hooks had made of them."""
+    path = trainer.folder / f"best_{name}.pt"
+    best = distributed.from_first(checkpoint.load(path) if distributed.rank == 0 else None)
+    own = dict(trainer.loss.named_parameters())
+    before = [(tensor, tensor.clone()) for tensor in (*trainer.model.state_dict().values(), *own.values())]
+    trainer.model.load_state_dict(best["model"])
+    for key, value in best["loss"].items():
+        own[key].copy_(value)
+    try:
+        yield
+    finally:
+        for tensor, value in before:
+            tensor.copy_(value)

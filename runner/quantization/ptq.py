@@ -54,7 +54,9 @@ class PTQ(LSQ):
         percentile: Percent = 99.9,
         calibration: Count = 1024,
     ):
-        super().__init__(bits, inputs, ends, channels, affine, True, range, percentile, calibration)
+        super().__init__(
+            bits, inputs, ends, channels, affine, range=range, percentile=percentile, calibration=calibration
+        )
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         targets(model, batch, self.bits, self.ends)  # what cannot be quantized is said before training

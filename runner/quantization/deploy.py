@@ -364,7 +364,10 @@ def draw(table: list[dict], path: Path) -> None:
         (left, [row["bits"] for row in table], "Stored bits for each weight", COLOURS["train"]),
         (right, errors, "Squared error of the output, relative", COLOURS["test"]),
     ):
-        axes.barh(range(len(names)), values, color=colour, height=0.7)
+        if axes is left:
+            axes.barh(range(len(names)), values, color=colour, height=0.7)
+        else:  # points, as a bar's length means nothing on a logarithmic axis
+            axes.plot(values, range(len(names)), "o", color=colour)
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)

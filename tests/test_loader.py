@@ -275,7 +275,7 @@ def test_streams_resume_and_leave_global_randomness_alone(streamed, workers):
 def test_workers_outlive_signals_to_the_whole_job(streamed):
     used = loader(streamed, 2, workers=2)
     batches = used.epoch(0)
-    got = [next(batches)]
+    got = [next(batches), next(batches)]  # one from each: both are past their start
     workers = used._workers._iterator._workers
     for name in ("INT", "TERM"):  # from another process, as a terminal or a cluster sends them
         subprocess.run(["kill", f"-{name}", *(str(worker.pid) for worker in workers)], check=True)

@@ -26,7 +26,7 @@ from tests.test_replicas import advance, assert_pack_equals_alone, batches, doub
 from tests.tiny import SMALL, compose, trainer
 
 EVERY = [name for name in options("quantization", [conf_dir()]) if name != "none"]
-NAMES = [name for name in EVERY if hasattr(option(name), "begin") and "begin" in vars(option(name))]
+NAMES = [name for name in EVERY if "begin" in compose(f"quantization={name}")["quantization"]]
 HALF = ["model.hidden=[16,16]", "quantization.begin=0.5"]
 
 

@@ -21,7 +21,7 @@ from runner.schedule.wsd import WSD
 from runner.sweep.pack import structure
 from tests.test_compose import assert_resumed_equals_whole
 from tests.test_federated import SKEWED, both_ways, federation, rounds
-from tests.test_quantization import DEEP, a_batch, option, quantized
+from tests.test_quantization import DEEP, a_batch, quantized
 from tests.test_replicas import advance, assert_pack_equals_alone, batches, doubled
 from tests.tiny import SMALL, compose, trainer
 

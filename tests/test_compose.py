@@ -20,8 +20,9 @@ def usable(group: str) -> list[str]:
     return [o for o in options(group, [conf_dir()]) if group != "dataset" or o == "digits"]
 
 
-# Losses that are not defined for the ten classes of the digits
-OTHER = {"ensloss": "breast_cancer", "asl_multilabel": "multi_digits", "conr": "diabetes", "cs_ib": "diabetes"}
+# Losses that are not defined for the ten classes of the digits, or, as AnyLoss in fp16, have no gradient for one of ten
+OTHER = {"ensloss": "breast_cancer", "anyloss": "breast_cancer", "asl_multilabel": "multi_digits"}
+OTHER |= {"conr": "diabetes", "cs_ib": "diabetes"}
 
 
 def words(group: str, option: str) -> list[str]:

@@ -53,6 +53,13 @@ def refuse(trainer: Trainer) -> None:
         raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
 
 
+def tolerance(run: Trainer) -> float:
+    """How far rounding may take the weights apart within a few steps, as a share of the way they went."""
+    if run.precision.dtype == torch.bfloat16:
+        return 0.2
+    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01
+
+
 def twin(run: Trainer, hooks: Hooks) -> Trainer:
     """A trainer like this one, with these hooks and with weights, buffers and an optimizer's state of its own.
 

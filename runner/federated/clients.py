@@ -19,7 +19,7 @@ from runner.federated.partition import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.record import Stopped
-from runner.replicas import Replicas, Unpackable, refuse, twin
+from runner.replicas import Replicas, Unpackable, refuse, tolerance, twin
 from runner.risk import Risk
 from runner.trainer import Trainer
 
@@ -353,7 +353,7 @@ class Clients:
             both = self.together(crew_of(pair, 2), pair, round_, start, buffers, STEPS)
             for k, own in enumerate(one):
                 moved, off = own.delta[0].double().norm(), (both.delta[k] - own.delta[0]).double().norm()
-                if not off <= _tolerance(run) * moved:
+                if not off <= tolerance(run) * moved:
                     return 1, f"one after another: side by side the weights differ by {(off / moved).item():.1%}"
             middle, limit = ends[len(ends) // 2], 10
             single, best, chosen = pace(lambda: alone(middle, limit)), WORTH, 1
@@ -419,10 +419,3 @@ class Crew(Replicas):
             if batch.mask is not None:
                 right &= batch.mask
             self.correct += right.sum(-1) * (real > 0)
-
-
-def _tolerance(run: Trainer) -> float:
-    """How far rounding may take the weights apart within STEPS steps, as a share of the way they went."""
-    if run.precision.dtype == torch.bfloat16:
-        return 0.2
-    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01

@@ -18,7 +18,7 @@ from runner.build import locate, parameters
 from runner.config import LISTS, SINGLES
 from runner.diagnose import NonFinite
 from runner.record import Stopped
-from runner.replicas import Broken, Replicas, Unpackable, refuse
+from runner.replicas import Broken, Replicas, Unpackable, refuse, tolerance
 from runner.run import Job, run, signals
 from runner.schema import Range
 from runner.sweep.cells import Cell
@@ -272,7 +272,7 @@ def _trial(trainers: list[Trainer], pack: str | int, say) -> Replicas:
             run.step(batch)
         for row, (start, end) in zip((run.weights.data[0], run.weights.data[-1]), alone, strict=True):
             moved, off = (end - start).double().norm(), (row - end).double().norm()
-            if not off <= _tolerance(run) * moved:
+            if not off <= tolerance(run) * moved:
                 raise Unpackable(f"side by side its weights differ from those alone by {(off / moved).item():.1%}")
         run.restore(before)
         if pack == "auto":
@@ -286,13 +286,6 @@ def _trial(trainers: list[Trainer], pack: str | int, say) -> Replicas:
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         raise Unpackable(f"{_said(error):.200}") from error
     return run
-
-
-def _tolerance(run: Trainer) -> float:
-    """How far rounding may take the weights apart within STEPS steps, as a share of the way they went."""
-    if run.precision.dtype == torch.bfloat16:
-        return 0.2
-    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01
 
 
 def _batches(run: Trainer) -> Iterator:

@@ -2,8 +2,10 @@
 
 import copy
 import json
+import multiprocessing
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from runner import checkpoint, padding
-from runner.federated.clients import Crew
+from runner.federated import fedavg
+from runner.federated.clients import Clients, Crew
+from runner.federated.cores import spread
 from runner.federated.fedavg import deal
 from runner.federated.partition import Partition
 from runner.listing import conf_dir, options
@@ -330,6 +334,127 @@ def test_validation_samples_are_dealt_like_the_training_samples():
     # with domains: class 0 of domain 1 belongs to client 1 alone, of domain 0 to client 0 alone
     train.domain, val.domain = torch.tensor([0, 0, 0, 1, 0, 0, 0, 0]), torch.tensor([1, 0, 0, 0, 0, 1, 0])
     assert deal(made, train, val).tolist() == [1, 1, 0, 0, 1, 1, -1]
+
+
+# ---- on several cores
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    """Two threads, and processes for every client after the first; a function that counts the processes so far."""
+    forked = []
+
+    def watched(work, tasks, count, look):
+        forked.append(count)
+        return spread(work, tasks, count, look)
+
+    monkeypatch.setattr(fedavg, "FORK", 0.0)
+    monkeypatch.setattr(fedavg, "spread", watched)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield lambda: sum(forked)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_processes_change_nothing(name, chunk, cores, monkeypatch):
+    """Bit for bit: weights, buffers, the record's sums and learning rate."""
+    words = [*SKEWED, "hook=clip", f"federated={name}", "federated.rounds=2", f"federated.chunk={chunk}"]
+    ends = []
+    for least in (0.0, 1e9):
+        monkeypatch.setattr(fedavg, "FORK", least)
+        before = cores()
+        run, algorithm = federation(*words, double=False)
+        rounds(run, algorithm)
+        assert (cores() - before > 0) == (least == 0.0)
+        ends.append(
+            (run.weights.clone(), algorithm.buffers, run.sums(), run.optimizer.param_groups[0]["lr"], run.report)
+        )
+    (w, buffers, sums, lr, report), (w2, buffers2, sums2, lr2, report2) = ends
+    assert torch.equal(w, w2) and torch.equal(sums, sums2) and lr == lr2 and report == report2
+    assert all(torch.equal(a, b) for a, b in zip(buffers, buffers2, strict=True))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["loss=elr"], ["risk=adaptive_k"], ["train.precision=fp16"], ["federated.clients=1"]],
+    ids=["a loss's memory", "a risk's memory", "a loss scale", "one client"],
+)
+def test_what_leaves_something_behind_stays_in_one_process(words, cores):
+    run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=2", "federated.chunk=1", *words)
+    rounds(run, algorithm)
+    assert cores() == 0
+
+
+def test_a_poisoned_client_is_refused_by_its_process(cores):
+    run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=2", "federated.chunk=1")
+    run.loader._train.base = base = run.loader._train.base.clone().double()
+    own = algorithm.clients.rows[2][:1]
+    base[own if run.loader._train.rows is None else run.loader._train.rows[own]] = float("nan")
+    said = []
+    run.tell = said.append
+    rounds(run, algorithm)
+    assert [line.partition(" is refused: ")[0] for line in said] == ["round 1: client 2", "round 2: client 2"]
+    assert "the inputs of the batch" in said[0] and cores() > 0
+    assert run.report["clients"] == 5 and torch.isfinite(run.weights.data).all()
+
+
+def test_a_process_that_dies_is_an_error(cores, monkeypatch):
+    run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=1", "federated.chunk=1")
+    here, alone = os.getpid(), algorithm.clients.alone
+
+    def fatal(client, *rest):
+        if os.getpid() != here and client == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return alone(client, *rest)
+
+    monkeypatch.setattr(algorithm.clients, "alone", fatal)
+    with pytest.raises(RuntimeError, match="a process that trained clients died .exit code -9"):
+        rounds(run, algorithm)
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_in_a_process_is_the_runs(cores, monkeypatch):
+    run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=1", "federated.chunk=1")
+    here, alone = os.getpid(), algorithm.clients.alone
+
+    def broken(client, *rest):
+        if os.getpid() != here and client == 3:
+            raise ZeroDivisionError("three")
+        return alone(client, *rest)
+
+    monkeypatch.setattr(algorithm.clients, "alone", broken)
+    with pytest.raises(ZeroDivisionError, match="three"):
+        rounds(run, algorithm)
+    assert not multiprocessing.active_children()
+
+
+def test_stopped_while_processes_train(cores, tmp_path, monkeypatch):
+    """A signal ends the wait; the run goes on later and is the run that was never stopped."""
+    words = [*SKEWED, "federated=scaffold", "federated.rounds=2", "federated.chunk=1"]
+    whole = run_config(compose(*words, f"outputs_dir={tmp_path / 'whole'}"), [], say=lambda *_: None)
+    config = compose(*words, f"outputs_dir={tmp_path / 'parts'}")
+    here, alone = os.getpid(), Clients.alone
+
+    def slow(self, client, *rest):
+        if os.getpid() != here and client == 4:
+            os.kill(here, signal.SIGTERM)
+            time.sleep(60)
+        return alone(self, client, *rest)
+
+    begun = time.perf_counter()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Clients, "alone", slow)
+        run_config(config, [], say=lambda *_: None)
+    assert time.perf_counter() - begun < 30 and not multiprocessing.active_children()
+    parts = run_config(config, [], say=lambda *_: None)
+    apart = ("seconds", "images_per_second")
+    assert {k: v for k, v in parts["last"].items() if k not in apart} == {
+        k: v for k, v in whole["last"].items() if k not in apart
+    }
+    a, b = (checkpoint.load(next((tmp_path / kind).glob("runs/*/last.pt"))) for kind in ("whole", "parts"))
+    assert all(torch.equal(value, b["model"][key]) for key, value in a["model"].items())
 
 
 # ---- a client that breaks, an interrupted run

@@ -2,16 +2,18 @@
 
 import copy
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner import checkpoint, padding
+from runner import checkpoint, keyed, padding
 from runner.batch import Batch
 from runner.diagnose import NonFinite
 from runner.dropout import Dropout
@@ -44,6 +46,19 @@ class Updates:
         names = ("samples", "steps", "rates", "delta")
         rest = {name: getattr(self, name)[keep] for name in names}
         return Updates([self.clients[k] for k in keep], **rest, buffers=[b[keep] for b in self.buffers])
+
+
+@contextmanager
+def one_thread(wanted: bool):
+    """torch with one thread, where wanted: what processes compute does not depend on which of them it was."""
+    threads = torch.get_num_threads()
+    if wanted and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if wanted and threads > 1:
+            torch.set_num_threads(threads)
 
 
 class Clients:
@@ -157,7 +172,10 @@ class Clients:
         run.masks.seeds = [self.seed_of_one + (client << 32)]
         run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
         sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
+        run.loss_sum.zero_(), run.correct.zero_()
         hooks, run.hooks = run.hooks, self.hooks
+        if len(self.rows) > 1:  # what third-party code draws is the client's own, in whichever process
+            torch.manual_seed(int(keyed.generator(self.seed, "client", client, round_).integers(2**62)))
         try:
             for batch in self.batches(client, run.count, min(steps, limit or steps)):
                 run.step(batch)
@@ -169,6 +187,8 @@ class Clients:
             delta = run.weights.data - start
             if not torch.isfinite(delta).all():
                 raise NonFinite("its weights are not finite")
+            run.loss_sum += sums[0]
+            run.correct += sums[1]
         except BaseException:
             run.loss_sum.copy_(sums[0]), run.correct.copy_(sums[1])
             run.samples = sums[2]
@@ -307,6 +327,24 @@ class Clients:
                 order = self.order(client, epoch)
             found.append((epoch, position, order[position * size : (position + 1) * size]))
         return found + found[-1:] * (steps - len(found))
+
+    # ---- on several cores
+
+    def cores(self, clients: int) -> int:
+        """Processes that may train so many clients at once: as many as torch has threads here, or one where a client
+        leaves more behind than its answer, or where most cores would have none."""
+        run, threads = self.run, torch.get_num_threads()
+        alone = (
+            sys.platform != "linux"
+            or torch.accelerator.is_available()  # autograd's threads for it would not survive the fork
+            or run.train.compile
+            or run.precision.scale is not None
+            or not isinstance(run.loader._train.base, Tensor)
+            or any(type(p).observe is not base.observe for p, base in ((run.loss, Loss), (run.risk, Risk)))
+            or any(name not in self.fresh for name in self.user)
+            or 2 * clients <= threads
+        )
+        return 1 if alone else min(threads, clients)
 
     # ---- which of the two
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,13 +13,16 @@ from runner import distributed, keyed
 from runner.dataset import Split
 from runner.diagnose import NonFinite
 from runner.federated import Federated
-from runner.federated.clients import Clients, Crew, Updates
+from runner.federated.clients import Clients, Crew, Updates, one_thread
+from runner.federated.cores import spread
 from runner.federated.partition import Kind, Partition, levels, make
 from runner.hook import Hook
 from runner.record import Stopped, write_json
 from runner.replicas import Unpackable
 from runner.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range
 from runner.trainer import Trainer
+
+FORK = 0.3  # seconds of one core's work from which on processes for it pay
 
 
 class FedAvg(Federated):
@@ -87,6 +90,7 @@ class FedAvg(Federated):
         self.weighting, self.client_dropout, self.seed = weighting, client_dropout, seed
         self.size: int | None = None if chunk == "auto" else chunk
         self.crew: Crew | None = None
+        self.pace: float | None = None  # seconds of a local step, as last measured in this process
         (self.weights,) = server.param_groups[0]["params"]  # (P,) the global model
         self.answered: list[int] = []  # clients of the round in progress whose answer is in, or will never be
         self.refused: list[int] = []
@@ -196,7 +200,10 @@ class FedAvg(Federated):
         if present and self.crew is None and self.size != 1:
             if self.size is None:
                 own = trainer.hooks.named["client"]
-                self.size, line = self.clients.probe(present, round_, self.weights.data, self.buffers, own, self.brief)
+                with one_thread(self.clients.cores(len(chosen)) > 1):
+                    self.size, line = self.clients.probe(
+                        present, round_, self.weights.data, self.buffers, own, self.brief
+                    )
                 trainer.tell(f"clients {line}")
             elif why := self.clients.apart():
                 self.size = 1
@@ -243,36 +250,75 @@ class FedAvg(Federated):
         self, trainer: Trainer, clients: list[int], round_: int, answered: list[int]
     ) -> Iterator[tuple[Updates | None, list[int]]]:
         """The updates of the clients but for those who have answered before, and of whom: who is missing is refused."""
-        start = self.weights.data
-        if self.size != 1 and self.crew is None and clients:
-            most = len(self.plan[round_][0])
-            try:
-                self.crew = Crew(self.clients, -(-most // -(-most // self.size)))
-            except Unpackable as why:
-                self.size = 1
-                trainer.tell(f"clients one after another: {why}")
-        if self.size == 1:
-            hook = trainer.hooks.named["client"]
-            for client in clients:
-                if client in answered:
-                    continue
-                self.brief(hook, [client])
-                try:
-                    updates = self.clients.alone(client, round_, start, self.buffers)
-                except NonFinite as error:
-                    trainer.tell(f"round {round_ + 1}: client {client} is refused: {error}")
-                    updates = None
-                yield updates, [client]
+        start, hook = self.weights.data, trainer.hooks.named["client"]
+        if not clients:
             return
-        for chunk in self.clients.chunks(clients, rows := len(self.crew.members)) if clients else []:
-            if set(chunk) <= set(answered):  # before the run was stopped, in the same chunks
-                continue
-            self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
-            updates = self.clients.together(self.crew, chunk, round_, start, self.buffers)
+        most = len(self.plan[round_][0])  # the same in every round, whoever is missing
+        cores = self.clients.cores(most)
+        size = min(self.size, -(-most // cores))
+        if size > 1 and self.crew is None:
+            try:
+                self.crew = Crew(self.clients, -(-most // -(-most // size)))
+            except Unpackable as why:
+                size = self.size = 1
+                trainer.tell(f"clients one after another: {why}")
+        if size > 1:
+            chunks = self.clients.chunks(clients, rows := len(self.crew.members))
+        else:
+            chunks = [[client] for client in clients]
+        left = [chunk for chunk in ([c for c in whole if c not in answered] for whole in chunks) if chunk]
+
+        def work(chunk: list[int]) -> tuple[Updates | None, str]:
+            """The chunk's updates, and why there are none."""
+            with one_thread(cores > 1):
+                if size > 1:
+                    self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
+                    return self.clients.together(self.crew, chunk, round_, start, self.buffers), ""
+                self.brief(hook, chunk)
+                try:
+                    return self.clients.alone(chunk[0], round_, start, self.buffers), ""
+                except NonFinite as error:
+                    return None, str(error)
+
+        for chunk, (updates, why) in zip(left, self._done(trainer, work, left, cores), strict=True):
             for client in chunk:
-                if client not in updates.clients:
-                    trainer.tell(f"round {round_ + 1}: client {client} is refused: its loss or weights are not finite")
+                if updates is None or client not in updates.clients:
+                    why = why or "its loss or weights are not finite"
+                    trainer.tell(f"round {round_ + 1}: client {client} is refused: {why}")
             yield updates, chunk
+
+    def _done(self, trainer: Trainer, work: Callable, chunks: list[list[int]], cores: int) -> Iterator:
+        """work(chunk) of every chunk: here, or on several cores where that pays; the first shows how long they take."""
+
+        def steps(chunks: list[list[int]]) -> int:
+            return sum(self.clients.steps[client] for chunk in chunks for client in chunk)
+
+        def apart(chunk: list[int]) -> tuple:
+            trainer.loss_sum.zero_(), trainer.correct.zero_()
+            trainer.samples = 0
+            done = work(chunk)
+            lr = trainer.optimizer.param_groups[0]["lr"]
+            return done, (trainer.loss_sum, trainer.correct, trainer.samples, lr)
+
+        def look() -> None:
+            if trainer.stop:
+                raise Stopped(trainer.stop)
+
+        for i, chunk in enumerate(chunks):
+            if cores > 1 and self.pace is not None and self.pace * steps(chunks[i:]) > FORK:
+                for done, (loss_sum, correct, samples, lr) in spread(
+                    apart, chunks[i:], min(cores, len(chunks) - i), look
+                ):
+                    trainer.loss_sum += loss_sum
+                    trainer.correct += correct
+                    trainer.samples += samples
+                    trainer.optimizer.param_groups[0]["lr"] = lr
+                    yield done
+                return
+            begun = time.perf_counter()
+            done = work(chunk)
+            self.pace = (time.perf_counter() - begun) / steps([chunk])
+            yield done
 
     def _serve(self, trainer: Trainer) -> dict:
         """The server's step. Returns what is recorded of the updates."""

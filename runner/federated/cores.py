@@ -80,4 +80,7 @@ def _serve(work: Callable, tasks: list, pipe: connection.Connection, others: lis
             answer = (index, work(tasks[index]), None)
         except BaseException as error:
             answer = (index, None, error)
-        pipe.send_bytes(pickle.dumps(answer))
+        try:
+            pipe.send_bytes(pickle.dumps(answer))
+        except BrokenPipeError:
+            return

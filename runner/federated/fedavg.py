@@ -90,6 +90,7 @@ class FedAvg(Federated):
         self.weighting, self.client_dropout, self.seed = weighting, client_dropout, seed
         self.size: int | None = None if chunk == "auto" else chunk
         self.crew: Crew | None = None
+        self.cores = 1  # on which the clients of the present round are trained
         self.pace: float | None = None  # seconds of a local step, as last measured in this process
         (self.weights,) = server.param_groups[0]["params"]  # (P,) the global model
         self.answered: list[int] = []  # clients of the round in progress whose answer is in, or will never be
@@ -197,33 +198,9 @@ class FedAvg(Federated):
         if not self.answered:
             self.begin_round()
         present = [client for client in chosen if client not in lost]
-        if present and self.crew is None and self.size != 1:
-            if self.size is None:
-                own = trainer.hooks.named["client"]
-                with one_thread(self.clients.cores(len(chosen)) > 1):
-                    self.size, line = self.clients.probe(
-                        present, round_, self.weights.data, self.buffers, own, self.brief
-                    )
-                trainer.tell(f"clients {line}")
-            elif why := self.clients.apart():
-                self.size = 1
-                trainer.tell(f"clients one after another: {why}")
-        try:
-            for updates, clients in self._answers(trainer, present, round_, list(self.answered)):
-                if updates is not None and updates.clients:
-                    self.collect(updates)
-                well = [] if updates is None else updates.clients
-                for client in clients:
-                    if client not in well:
-                        self.refused.append(client)
-                self.answered += clients
-                if time.perf_counter() - trainer.saved > 60 * trainer.train.save_minutes:
-                    self._show(trainer)
-                    trainer.save()
-        except Stopped:  # the clients that have answered need not train again
-            self._show(trainer)
-            trainer.save()
-            raise
+        self.cores = self.clients.cores(len(chosen))
+        with one_thread(self.cores > 1):  # here too: threads that wait for work take the cores from the processes
+            self._train(trainer, present, round_)
         answers = len(chosen) - len(lost) - len(self.refused)
         report = {"clients": answers, "refused": len(self.refused)}
         if answers:
@@ -246,6 +223,33 @@ class FedAvg(Federated):
         self.answered, self.refused = [], []
         yield
 
+    def _train(self, trainer: Trainer, present: list[int], round_: int) -> None:
+        """Local training of the clients that have not answered yet, and `collect`."""
+        if present and self.crew is None and self.size != 1:
+            if self.size is None:
+                own = trainer.hooks.named["client"]
+                self.size, line = self.clients.probe(present, round_, self.weights.data, self.buffers, own, self.brief)
+                trainer.tell(f"clients {line}")
+            elif why := self.clients.apart():
+                self.size = 1
+                trainer.tell(f"clients one after another: {why}")
+        try:
+            for updates, clients in self._answers(trainer, present, round_, list(self.answered)):
+                if updates is not None and updates.clients:
+                    self.collect(updates)
+                well = [] if updates is None else updates.clients
+                for client in clients:
+                    if client not in well:
+                        self.refused.append(client)
+                self.answered += clients
+                if time.perf_counter() - trainer.saved > 60 * trainer.train.save_minutes:
+                    self._show(trainer)
+                    trainer.save()
+        except Stopped:  # the clients that have answered need not train again
+            self._show(trainer)
+            trainer.save()
+            raise
+
     def _answers(
         self, trainer: Trainer, clients: list[int], round_: int, answered: list[int]
     ) -> Iterator[tuple[Updates | None, list[int]]]:
@@ -254,8 +258,7 @@ class FedAvg(Federated):
         if not clients:
             return
         most = len(self.plan[round_][0])  # the same in every round, whoever is missing
-        cores = self.clients.cores(most)
-        size = min(self.size, -(-most // cores))
+        size = min(self.size, -(-most // self.cores))
         if size > 1 and self.crew is None:
             try:
                 self.crew = Crew(self.clients, -(-most // -(-most // size)))
@@ -270,24 +273,23 @@ class FedAvg(Federated):
 
         def work(chunk: list[int]) -> tuple[Updates | None, str]:
             """The chunk's updates, and why there are none."""
-            with one_thread(cores > 1):
-                if size > 1:
-                    self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
-                    return self.clients.together(self.crew, chunk, round_, start, self.buffers), ""
-                self.brief(hook, chunk)
-                try:
-                    return self.clients.alone(chunk[0], round_, start, self.buffers), ""
-                except NonFinite as error:
-                    return None, str(error)
+            if size > 1:
+                self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
+                return self.clients.together(self.crew, chunk, round_, start, self.buffers), ""
+            self.brief(hook, chunk)
+            try:
+                return self.clients.alone(chunk[0], round_, start, self.buffers), ""
+            except NonFinite as error:
+                return None, str(error)
 
-        for chunk, (updates, why) in zip(left, self._done(trainer, work, left, cores), strict=True):
+        for chunk, (updates, why) in zip(left, self._done(trainer, work, left), strict=True):
             for client in chunk:
                 if updates is None or client not in updates.clients:
                     why = why or "its loss or weights are not finite"
                     trainer.tell(f"round {round_ + 1}: client {client} is refused: {why}")
             yield updates, chunk
 
-    def _done(self, trainer: Trainer, work: Callable, chunks: list[list[int]], cores: int) -> Iterator:
+    def _done(self, trainer: Trainer, work: Callable, chunks: list[list[int]]) -> Iterator:
         """work(chunk) of every chunk: here, or on several cores where that pays; the first shows how long they take."""
 
         def steps(chunks: list[list[int]]) -> int:
@@ -305,9 +307,9 @@ class FedAvg(Federated):
                 raise Stopped(trainer.stop)
 
         for i, chunk in enumerate(chunks):
-            if cores > 1 and self.pace is not None and self.pace * steps(chunks[i:]) > FORK:
+            if self.cores > 1 and self.pace is not None and self.pace * steps(chunks[i:]) > FORK:
                 for done, (loss_sum, correct, samples, lr) in spread(
-                    apart, chunks[i:], min(cores, len(chunks) - i), look
+                    apart, chunks[i:], min(self.cores, len(chunks) - i), look
                 ):
                     trainer.loss_sum += loss_sum
                     trainer.correct += correct

@@ -13,15 +13,15 @@ import numpy as np
 from runner.federated.partition import Partition
 from scripts.bench import compare
 from scripts.bench.cases import LENET, MNIST, Case, build, now
-from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, take_turns
+from scripts.bench.rounds import CONTROL, KEEP, Ratio, Row, Target, medians, take_turns
 
 TITLE = "A round of a federation"
 ABOUT = """\
 100 clients of 40 to 160 samples, all of them in every round, two local epochs of plain SGD in batches of 32, random
-pixels in memory; no evaluation. Ours has one thread. `auto` is federated.chunk=auto, its probe apart; `alone` is
-federated.chunk=1. Flower is its own simulation, with Ray, on all cores, its first round left out; it is measured
-after the others, by the python of FLOWER_PYTHON, as its dependencies and ours exclude each other. Above 1, the first
-of the two is faster."""
+pixels in memory; no evaluation. `auto` is federated.chunk=auto, its probe apart; `alone` is federated.chunk=1; both
+have the cores that --threads says. Flower is its own simulation, with Ray, on all cores, its first round left out; it
+is measured after the others, by the python of FLOWER_PYTHON, as its dependencies and ours exclude each other. Above
+1, the first of the two is faster."""
 PACKAGES = ()
 CLIENTS, BATCH, EPOCHS, LR = 100, 32, 2, 0.05
 SAMPLES = 100 * CLIENTS
@@ -48,7 +48,7 @@ class Round:
     def __init__(self, name: str, chunk: str, clients: int = CLIENTS, device: str = "cpu"):
         case = CASES[name]
         words = ("federated=fedavg", f"federated.clients={clients}", f"federated.local_epochs={EPOCHS}")
-        words += ("federated.rounds=1000000", f"federated.chunk={chunk}", "schedule=constant", f"optim.lr={LR}")
+        words += ("federated.rounds=1000", f"federated.chunk={chunk}", "schedule=constant", f"optim.lr={LR}")
         words += ("optim.momentum=0", "optim.weight_decay=0", *WORDS.get(name, ()))
         dealt = Partition("iid", np.repeat(np.arange(clients), sizes(clients, case.train)), clients, {})
         self.device = device
@@ -72,7 +72,7 @@ def flower(python: str, name: str, rounds: int, clients: int = CLIENTS) -> list[
     script = "import flower, json, sys; print(json.dumps(flower.main(sys.argv[1], int(sys.argv[2]))))"
     argv = [python, "-c", script, json.dumps(work | {"lr": LR}), str(rounds + 1)]
     with TemporaryDirectory() as place:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": place}
+        environment = {**os.environ, **KEEP, "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": place}
         environment["PYTHONPATH"] = str(Path(__file__).parent)
         done = subprocess.run(argv, capture_output=True, text=True, env=environment, cwd=place)
     if done.returncode:
@@ -96,6 +96,8 @@ def measure(threads: int = 1, rounds: tuple = ROUNDS, device: str = "cpu", clien
             ratio = Ratio.of(found, [statistics.median(seconds["auto"])] * len(found))
             rows.append(Row(f"{case.name}: auto over Flower", ratio, control, Target(over_flower, at_least=True)))
             pace["Flower"] = clients / statistics.median(found)
+        for row in rows[len(rows) - 1 - bool(python) :]:
+            print(row.cells(), flush=True)
         shown = ", ".join(f"{arm} {value:,.0f}" for arm, value in pace.items())
         notes.append(f"{case.name}: clients per second: {shown}; {medians(seconds, 'round')}")
     if not python:

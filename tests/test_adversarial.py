@@ -12,6 +12,7 @@ from runner.batch import Output
 from runner.build import ConfigError, build
 from runner.hook import Hooks
 from runner.hook.adversarial import Adversarial
+from runner.hook.smooth_adversarial import SmoothAdversarial
 from tests.tiny import SMALL, trainer
 
 DIGITS = 16.0
@@ -134,3 +135,61 @@ def test_the_papers_numbers_and_a_range_that_is_none():
     assert (fgsm.epsilon, fgsm.step_size, fgsm.steps, fgsm.clean, fgsm.random) == (0.25, 0.25, 1, 0.5, False)
     with pytest.raises(ConfigError, match="hook: low=3.0 is not below high=2.0"):
         build({"_target_": "runner.hook.adversarial.Adversarial", "low": 3.0, "high": 2.0}, "hook")
+
+
+# ---- the smooth adversarial term
+
+
+def test_the_smooth_term_of_a_logistic_regression_is_its_closed_form():
+    """Two logits (0, w.x): D moves by -w.(x' - x) or by its opposite, at most epsilon (high - low) |w|_1."""
+    run = with_hook(SmoothAdversarial(0.7, 0.1, 0.05, steps=6, low=-1000, high=1000))
+    run.forward = model = Linear(torch.randn(64, dtype=torch.float64))
+    batch = next(run.loader.epoch(0))
+    batch.y = (batch.y > 4).long()
+    term = run.hooks.losses[0](run, model(batch.x), batch)
+    scale = run.loader.scale.double().flatten().expand(64)
+    expected = 0.7 * 0.1 * 2000 * (model.weight * scale).abs().sum()
+    torch.testing.assert_close(term, expected, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(term, model.weight)
+    torch.testing.assert_close(gradient, 0.7 * 200 * scale * model.weight.detach().sign(), rtol=1e-5, atol=0)
+
+
+def test_the_smooth_terms_norm_is_that_of_the_differences():
+    """No step to speak of: the start is known, and the norm is summed class by class."""
+    run = with_hook(SmoothAdversarial(1.0, 0.2, 1e-9, steps=1, high=DIGITS))
+    start = with_hook(Adversarial(0.2, 1e-9, random=True, clean=None, high=DIGITS))
+    batch = next(run.loader.epoch(0))
+    there = start.hooks.batch(start, batch).x
+    with torch.no_grad():
+        z, moved = (run.model(x).logits.numpy() for x in (batch.x, there))
+    norms = []
+    for a, b, y in zip(z, moved, batch.y.tolist(), strict=True):
+        squares = [((b[y] - b[c]) - (a[y] - a[c])) ** 2 for c in range(len(a)) if c != y]
+        norms.append(sum(squares) ** 0.5)
+    term = run.hooks.losses[0](run, run.model(batch.x), batch)
+    assert term.item() == pytest.approx(np.mean(norms), rel=1e-5)
+
+
+def test_training_with_the_smooth_term_keeps_differences_of_scores_where_they_are():
+    own = ["hook=smooth_adversarial", "hook.smooth_adversarial.high=16", "hook.smooth_adversarial.epsilon=0.25"]
+    own += ["hook.smooth_adversarial.step=0.1", "hook.smooth_adversarial.steps=3", "loss=comp_sum"]
+    changes = []
+    for nu in (0.0, 1.0):
+        run = trainer(*SMALL, "train.epochs=6", *own, f"hook.smooth_adversarial.nu={nu}")
+        for epoch in range(6):
+            for batch in run.loader.epoch(epoch):
+                run.step(batch)
+        batch = next(run.loader.epoch(0))
+        probe = SmoothAdversarial(1.0, 0.25, 0.1, 5, high=DIGITS)
+        changes.append(probe.loss(run, run.model(batch.x), batch).item())
+    assert changes[1] < 0.5 * changes[0]
+
+
+def test_the_smooth_term_of_no_room_is_zero_with_a_finite_gradient():
+    run = with_hook(SmoothAdversarial(1.0, 0.0, 0.1, high=DIGITS))
+    batch = next(run.loader.epoch(0))
+    run.gradient(batch, note=False)
+    expected = with_hook(Adversarial())
+    expected.hooks = Hooks({})
+    expected.gradient(batch, note=False)
+    torch.testing.assert_close(run.weights.grad, expected.weights.grad, rtol=0, atol=1e-12)

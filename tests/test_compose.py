@@ -31,6 +31,10 @@ def words(group: str, option: str) -> list[str]:
         more = ["federated.clients=2", "federated.rounds=2", "federated.minimum=2"]
     if group == "augment" and option == "cutout":
         more = ["augment.cutout.size=4"]  # the default covers digits wholly
+    if group == "hook" and option == "smooth_adversarial":
+        more = [
+            "hook.smooth_adversarial.nu=0.01"
+        ]  # with scores of up to 64, ElasticFace's, fp16 overflows more than twice
     if group == "loss" and option in OTHER:
         more = [f"dataset={OTHER[option]}"]
     return [f"{group}={option}", *more]

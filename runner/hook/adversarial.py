@@ -74,19 +74,31 @@ class Adversarial(Hook):
 
     def attack(self, run, batch: Batch) -> Tensor:
         """The batch's inputs, moved."""
-        loader, x = run.loader, batch.x
-        low, high = ((edge - loader.mean) * loader.scale for edge in (self.low, self.high))
-        unit = high - low  # of the normalised inputs, by channel
-        floor, ceiling = torch.maximum(x - self.epsilon * unit, low), torch.minimum(x + self.epsilon * unit, high)
-        moved = x
-        if self.random:
-            epoch = run.count // run.steps_per_epoch
-            draw = keyed.uniform(loader.seed, "adversarial", epoch, batch.index, x[0].numel()).view_as(x)
-            moved = x + self.epsilon * unit * (2 * draw.to(x) - 1)
-        for _ in range(self.steps):
-            moved = moved.clamp(floor, ceiling).detach().requires_grad_()
-            with run.statistics(live=False):
-                loss = run.precision.up(run.loss(run.outputs(moved), replace(batch, x=moved)).sum())
-                (gradient,) = torch.autograd.grad(loss, moved)
-            moved = moved + self.step_size * unit * gradient.sign().nan_to_num()  # fp16 may overflow
-        return moved.detach().clamp(floor, ceiling).to(x.dtype)
+
+        def loss(moved: Tensor) -> Tensor:
+            return run.loss(run.outputs(moved), replace(batch, x=moved)).sum()
+
+        box = (self.epsilon, self.low, self.high)
+        return ascend(run, batch, loss, box, self.step_size, self.steps, self.random)
+
+
+def ascend(run, batch: Batch, objective, box: tuple, step: float, steps: int, random: bool) -> Tensor:
+    """The batch's inputs after `steps` moves along the sign of the gradient of objective(inputs), a scalar.
+
+    box : (epsilon, low, high) and `step` as in `Adversarial`. random : start at a random point of the box.
+    """
+    loader, x, (epsilon, low, high) = run.loader, batch.x, box
+    low, high = ((edge - loader.mean) * loader.scale for edge in (low, high))
+    unit = high - low  # of the normalised inputs, by channel
+    floor, ceiling = torch.maximum(x - epsilon * unit, low), torch.minimum(x + epsilon * unit, high)
+    moved = x
+    if random:
+        epoch = run.count // run.steps_per_epoch
+        draw = keyed.uniform(loader.seed, "adversarial", epoch, batch.index, x[0].numel()).view_as(x)
+        moved = x + epsilon * unit * (2 * draw.to(x) - 1)
+    for _ in range(steps):
+        moved = moved.clamp(floor, ceiling).detach().requires_grad_()
+        with run.statistics(live=False):
+            (gradient,) = torch.autograd.grad(run.precision.up(objective(moved)), moved)
+        moved = moved + step * unit * gradient.sign().nan_to_num()  # fp16 may overflow
+    return moved.detach().clamp(floor, ceiling).to(x.dtype)

@@ -25,8 +25,7 @@ class CompSum(Loss):
     A soft target q, which the papers do not treat, gives the expected loss sum_c q_c L(c), as in mixup.
     Logits (..., C) and targets (...) or (..., C) give (...).
 
-    The paper's smooth adversarial form is not here: it compares the logits with those of perturbed inputs, so that it
-    is no loss of the logits alone.
+    The paper's smooth adversarial form is this with hook=smooth_adversarial.
 
     Parameters
     ----------

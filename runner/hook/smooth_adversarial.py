@@ -1,0 +1,69 @@
+"""The smooth adversarial term of comp-sum losses."""
+
+import torch
+from torch import Tensor
+
+from runner.batch import Batch, Output
+from runner.hook import Hook
+from runner.hook.adversarial import ascend
+from runner.loss import soft_targets, wide
+from runner.risk.mean import weighted
+from runner.schema import Count, NonNegative, Positive
+
+
+class SmoothAdversarial(Hook):
+    """How far the differences of a sample's scores can be moved (Mao, Mohri & Zhong, ICML 2023, arXiv:2304.07288,
+    smooth adversarial comp-sum losses): with loss=comp_sum the paper's adversarial form, but it adds to any loss.
+
+        objective + nu * (1/B) sum_i  max_{x' near x_i} || D(x') - D(x_i) ||_2,   D(x)_c = z_y(x) - z_c(x),  c != y
+
+    The maximum is sought by `steps` moves along the sign of the gradient within |x' - x| <= epsilon, from a random
+    point, as at x itself the norm has no slope. Lengths and range are those of hook=pgd. It is sought anew in every
+    pass, at the weights of that pass, which cost steps + 1 passes more; running statistics do not see it, and its
+    dropout masks are those of the pass.
+
+    Not settled: the text of the paper beyond its abstract could not be read. The term is that of public summaries and
+    of the theory (a penalty on the change of score differences); the paper scales scores by a margin 1 / rho in its
+    first part, which is loss=comp_sum of unscaled scores here, and its values of nu, steps and step size are unknown.
+    A soft target q gives the expected norm sum_c q_c ||D||, as losses do.
+
+    Parameters
+    ----------
+    nu : weight. Default 1, of our own.
+    epsilon, step : of the moves, as shares of high - low. Default 8 / 255 and 2 / 255, as for PGD on CIFAR-10.
+    steps : default 10, of our own.
+    low, high : range of the raw inputs. Default 0 and 255, those of images; dataset=digits has 0 and 16.
+
+    Raises
+    ------
+    ValueError
+        low is not below high.
+    """
+
+    def __init__(
+        self,
+        nu: NonNegative = 1.0,
+        epsilon: NonNegative = 8 / 255,
+        step: Positive = 2 / 255,
+        steps: Count = 10,
+        low: float = 0.0,
+        high: float = 255.0,
+    ):
+        if low >= high:
+            raise ValueError(f"low={low} is not below high={high}")
+        self.nu, self.box, self.step_size, self.steps = nu, (epsilon, low, high), step, steps
+
+    def loss(self, run, out: Output, batch: Batch) -> Tensor:
+        here = wide(out.logits)
+
+        def far(x: Tensor, own: Tensor) -> Tensor:
+            """(B,) the norms, from logits `own`."""
+            change = wide(run.outputs(x).logits) - own
+            away = (change - change.mean(-1, keepdim=True)).square()  # sum_c (d_y - d_c)^2 = C away_y + sum_c away_c
+            squares = away.shape[-1] * away + away.sum(-1, keepdim=True)  # of the norm, were each class the label
+            norms = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()  # the root has an infinite slope at 0
+            return (soft_targets(batch.y, own) * norms).sum(-1)
+
+        moved = ascend(run, batch, lambda x: far(x, here.detach()).sum(), self.box, self.step_size, self.steps, True)
+        with run.statistics(live=False):
+            return self.nu * weighted(far(moved, here), batch).mean()

@@ -73,7 +73,8 @@ class AdaQuant(PTQ):
     channels, affine, range : see `PTQ`. Both true as in the code; default `mse`.
     budget : share of the full precision's cost, or null for `bits` in every layer. Default null.
     of : what the budget is of: `size` or `bit_operations`. Default `size`.
-    candidates : bits that the programme chooses from; `ends` are fixed unless they are `same`. Default 2 to 8.
+    candidates : bits that the programme chooses from, of inputs too where `inputs` is `same`; `ends` are fixed unless
+        they are `same`. Default 2 to 8.
     steps : for every layer, and every candidate. Default 1000.
     lr : of the weights. Default 1e-5.
     lr_bias : default 1e-3.
@@ -113,7 +114,7 @@ class AdaQuant(PTQ):
         norms: bool = True,
         tune: Natural = 800,
         lr_tune: Positive = 0.1,
-        calibration: Count = 1024,
+        calibration: Annotated[int, Range(2)] = 1024,  # one sample has no variance
     ):
         super().__init__(bits, inputs, ends, channels, affine, range, percentile, calibration)
         if norms and not channels:
@@ -205,15 +206,14 @@ class AdaQuant(PTQ):
 
         Raises ValueError where the fewest bits cost more.
         """
-        table, whole, operations = {}, 0, self.of == "bit_operations"
+        table, whole = {}, 0
         for name, times in uses(model, x).items():
-            amount = model.get_submodule(name).weight.numel() * (times if operations else 1)
-            whole += amount * FULL * (FULL if operations else 1)
-            if name not in chosen:
-                table[name] = {FULL: amount * FULL * (FULL if operations else 1)}
-                continue
-            options = [replace(chosen[name], bits=k) for k in self.options(chosen[name])]
-            table[name] = {t.bits: amount * t.bits * (self.input_bits(t) if operations else 1) for t in options}
+            weights = model.get_submodule(name).weight.numel()
+            options = {FULL: FULL}
+            if target := chosen.get(name):
+                options = {k: self.input_bits(replace(target, bits=k)) for k in self.options(target)}
+            table[name] = {k: self.cost(weights, times, k, inputs) for k, inputs in options.items()}
+            whole += self.cost(weights, times, FULL, FULL)
         smallest = sum(min(costs.values()) for costs in table.values()) / whole
         if smallest > self.budget:
             least = math.ceil(smallest * 1e4) / 1e4
@@ -222,6 +222,9 @@ class AdaQuant(PTQ):
                 f"precision's, with ends={self.ends} and {min(self.candidates)} bits elsewhere"
             )
         return table, self.budget * whole
+
+    def cost(self, weights: int, times: int, bits: int, inputs: int) -> int:
+        return weights * bits * (times * inputs if self.of == "bit_operations" else 1)
 
     def options(self, target: Target) -> list[int]:
         return [target.bits] if target.end else self.candidates

@@ -44,8 +44,8 @@ class AdaQuant(PTQ):
 
        where d is the increase, 1e-6 at least, of the loss on the calibration samples where layer l alone has k bits in
        a network of 8, for which it is 0; layers are calibrated without `sequential` for this. cost is bits of weights,
-       or multiply-accumulates x bits of weights x bits of inputs, summed over all Linear and Conv layers, those that
-       stay in full precision included. Solved exactly by HiGHS.
+       their steps and zero points not counted, or multiply-accumulates x bits of weights x bits of inputs, summed over
+       all Linear and Conv layers, those that stay in full precision included. Solved exactly by HiGHS.
     3. BatchNorm tuning. Where a BatchNorm of scale g and shift h was folded into a quantized layer, one with
        mean h, variance g^2, scale sqrt(g^2 + 1e-5) and shift h, which changes nothing, is put behind it, sees the
        calibration samples once in batches of 200, with a momentum of 0.1, and is folded again. The integers of the

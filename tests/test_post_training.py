@@ -24,7 +24,7 @@ from tests.test_replicas import advance
 from tests.tiny import SMALL, compose, trainer
 
 DEEP = [*SMALL[:-1], "model.hidden=[16,16]"]
-SHORT = {"adaround": ["quantization.steps=20"]}
+SHORT = {"adaround": ["quantization.steps=20"], "adaquant": ["quantization.steps=20", "quantization.tune=20"]}
 
 
 def a_batch(*shape: int, size: int = 64) -> Batch:

@@ -25,7 +25,7 @@ from tests.test_compose import assert_resumed_equals_whole
 from tests.test_replicas import advance, assert_pack_equals_alone, doubled
 from tests.tiny import SMALL, trainer
 
-AFTER = ("ptq", "adaround")  # training: tests/test_post_training.py
+AFTER = ("ptq", "adaround", "adaquant")  # training: tests/test_post_training.py
 NAMES = [name for name in options("quantization", [conf_dir()]) if name not in ("none", *AFTER)]
 DEEP = [*SMALL[:-1], "model.hidden=[16,16]"]  # so that something lies between the first and the last layer
 
@@ -686,5 +686,5 @@ def test_a_batchnorm_whose_input_is_used_elsewhere_is_not_folded():
     model = shaken(Fork())
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     before = model(x).logits
-    assert fold(model, x) == []
+    assert fold(model, x) == {}
     assert torch.equal(model(x).logits, before)

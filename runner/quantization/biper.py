@@ -58,6 +58,8 @@ class Sign(torch.autograd.Function):
 
 
 class Inputs(nn.Module):
+    bits = 1
+
     def __init__(self, signed: bool):
         super().__init__()
         self.signed = signed

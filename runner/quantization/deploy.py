@@ -14,7 +14,7 @@ from runner import checkpoint, distributed
 from runner.batch import Batch
 from runner.measure import measures
 from runner.quantization import Transform
-from runner.quantization.fake import QUANTIZED, Codes
+from runner.quantization.fake import FULL, QUANTIZED, Codes
 from runner.quantization.littlebit import Parts
 from runner.record import write_atomic
 
@@ -215,6 +215,59 @@ def decode(state: dict, model: nn.Module) -> nn.Module:
     return model
 
 
+# ---- bit-operations
+
+
+@torch.no_grad()
+def uses(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """How often one sample uses each weight of every Linear and Conv layer, by the layer's name.
+
+    Those are the positions of the layer's output, over all of its calls: times the number of its weights they are its
+    multiply-accumulates. Layers that are not called as modules and products of activations are not seen.
+    """
+    found: dict[str, int] = {}
+
+    def count(name: str, layer: nn.Module, made: Tensor) -> None:
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        found[name] = found.get(name, 0) + made.numel() // channels
+
+    handles = [
+        layer.register_forward_hook(lambda layer, _, made, name=name: count(name, layer, made))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    try:
+        model(x[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def bit_operations(model: nn.Module, x: Tensor) -> dict[str, int]:
+    """The sum over all Linear and Conv layers of multiply-accumulates for one sample x bits of weights x bits of
+    inputs, 32 of what is in full precision; and the same of the network without quantization.
+
+    Bits of weights are those that are stored: channels of zeros are left out, and channels that share a tensor have
+    the bits of the widest. Factors of low rank count as the two layers that they are, of one bit each, with the inputs
+    and what lies between them in full precision. Additions of biases, and scales, are not counted.
+    """
+    quantized, now, full = layers(model), 0, 0
+    for name, times in uses(model, x).items():
+        layer = model.get_submodule(name)
+        inputs = layer.quantize_x.bits if hasattr(layer, "quantize_x") else FULL
+        codes = layer.codes() if name in quantized else None
+        w = (layer.weight if codes is None else codes.decode()).flatten(1)
+        if codes is None:
+            stored = FULL * w.numel()
+        elif isinstance(codes, Parts):
+            stored = sum(part["U"].numel() + part["V"].numel() for part in codes.parts)
+        else:
+            stored = codes.bits * int(w.any(1).sum()) * w.shape[1]
+        now, full = now + times * stored * inputs, full + times * w.numel() * FULL**2
+    return {"bit_operations": now, "bit_operations_full": full}
+
+
 # ---- what is reported
 
 
@@ -228,6 +281,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
 
         full, fake, deployed   measures of every split in full precision, fake-quantized, and of the file read back
         bytes, bytes_full      of the file; and of the same tensors with weights of 32 bits
+        bit_operations, bit_operations_full   of one sample: see `bit_operations`
         bits_per_weight        stored for a weight of a quantized layer, its share of scales and zero points included
         layers                 name, weights, bits of the same kind, and error: the squared difference between the
                                layer's outputs here and in full precision over the squared outputs there, on the
@@ -256,6 +310,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         training = run.model.training
         found = {name: _measures(run, net) for name, net in (("full", full), ("fake", model), ("deployed", deployed))}
         errors = {} if full is None else _errors(full, deployed, batch.x)
+        operations = bit_operations(model, batch.x)
         run.model.train(training)
     _compare(run, found["fake"], found["deployed"])
     weights = {name: layer.codes().decode().numel() for name, layer in layers(model).items()}
@@ -273,6 +328,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         **found,
         "bytes": size,
         "bytes_full": others + 4 * sum(weights.values()),
+        **operations,
         "bits_per_weight": sum(bits[name] * count for name, count in weights.items()) / sum(weights.values()),
         "layers": table,
     }

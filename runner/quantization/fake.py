@@ -31,6 +31,7 @@ Bits = Annotated[int, Range(1, 8)]
 Percent = Annotated[float, Range(50, 100)]
 Ranges = Literal["lsq", "minmax", "percentile", "mse"]
 SMALLEST = 1e-8  # a scale below it is taken as this
+FULL = 32  # bits of a number in full precision
 CLIPS = 100  # thresholds that the range by MSE tries
 MOMENTUM = 0.1  # of a new batch in the range of observed inputs, as in BatchNorm
 
@@ -246,6 +247,8 @@ class Quantizer(nn.Module):
 class Float(nn.Module):
     """Inputs as they are."""
 
+    bits = FULL
+
     def forward(self, x: Tensor) -> tuple[Tensor, float]:
         return x, 1.0
 
@@ -447,7 +450,8 @@ def attach(model: nn.Module, batch: Batch, bits: int, ends: Ends, make: Callable
     """Give every target its quantizers, in place: the layers keep their names and tensors. Raises as `targets` does.
 
     make(target, x) -> (quantize_w, quantize_x) : modules for one layer that return (levels, step), from what it is and
-        its (B, ...) input in full precision. The step of weights is () or has one element for each output channel.
+        its (B, ...) input in full precision. The step of weights is () or has one element for each output channel; that
+        of inputs says its `bits`.
     begin : above 0 the layers do not quantize until `runner.quantization.late` switches them.
     """
     chosen = targets(model, batch, bits, ends)

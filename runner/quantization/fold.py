@@ -5,14 +5,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def fold(model: nn.Module, x: Tensor) -> list[str]:
+def fold(model: nn.Module, x: Tensor) -> dict[str, str]:
     """Fold every BatchNorm that alone uses the output of a Conv2d or Linear, in place; its evaluation does not change.
 
         W <- W * f,   b <- (b - mean) * f + beta,   f = gamma / sqrt(var + eps)
 
     Which layers belong together is read off one forward of `x`, a batch of inputs, in evaluation mode: any model will
     do, timm's included, whose BatchNorm layers with an activation keep that. Layers that are used twice or that are
-    quantized already stay. Returns the names of the folded BatchNorm layers; the model is in evaluation mode then.
+    quantized already stay. Returns for the name of each folded BatchNorm that of the layer before it; the model is in
+    evaluation mode then.
     """
     model.eval()
     users: dict[str, list[str]] = {}
@@ -42,14 +43,14 @@ def fold(model: nn.Module, x: Tensor) -> list[str]:
         for handle in handles:
             handle.remove()
     uses = consumers(out)
-    folded = []
+    folded = {}
     for name, (norm, *others) in users.items():
         output = outputs[name]
         alone = not others and uses.get(output.grad_fn) == 1 and calls.count(name) == calls.count(norm) == 1
         if alone and (output.dim() == 4 or isinstance(model.get_submodule(name), nn.Linear) and output.dim() == 2):
             _fold(model.get_submodule(name), model.get_submodule(norm))
             model.set_submodule(norm, _rest(model.get_submodule(norm)))
-            folded.append(norm)
+            folded[norm] = name
     return folded
 
 

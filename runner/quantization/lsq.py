@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from runner.batch import Batch
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import Bits, Ends, Float, Percent, Quantizer, Ranges, Target, attach
+from runner.quantization.fake import FULL, Bits, Ends, Float, Percent, Quantizer, Ranges, Target, attach
 from runner.schema import Count
 
 
@@ -65,10 +65,13 @@ class LSQ(Transform):
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         weights = Quantizer(target.layer.weight, target.bits, channels=self.channels, weight=True, **self.grid)
+        bits = self.input_bits(target)
+        return weights, Float() if bits == FULL else Quantizer(x, bits, signed=target.signed, **self.grid)
+
+    def input_bits(self, target: Target) -> int:
         if self.inputs == "float":
-            return weights, Float()
-        bits = self.inputs if self.inputs != "same" and not target.end else target.bits
-        return weights, Quantizer(x, bits, signed=target.signed, **self.grid)
+            return FULL
+        return target.bits if self.inputs == "same" or target.end else self.inputs
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

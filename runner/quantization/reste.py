@@ -64,6 +64,8 @@ class Weights(Binary):
 
 
 class Inputs(Binary):
+    bits = 1
+
     def forward(self, x: Tensor) -> tuple[Tensor, float]:
         return self.levels(x), 1.0
 

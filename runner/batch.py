@@ -18,6 +18,7 @@ class Batch:
     weight: Tensor | None = None  # (B,) sample weights, where a hook or sampler sets them
     mask: Tensor | None = None  # (B,) bool, False where a sample only fills up the batch: it must change nothing
     limit: Tensor | None = None  # (B,) losses that are not below it have no gradient, where a sharpness method sets it
+    guide: Tensor | None = None  # (B, C) logits that are to be imitated, where quantization sets them
     total: int = 0  # samples in the step's whole batch, over all micro-batches and devices; 0 means len(self)
     lead: int = 0  # 1 where every tensor has a leading replica axis: (K, B, ...)
 
@@ -26,7 +27,7 @@ class Batch:
 
     def tensors(self) -> dict[str, Tensor]:
         """The fields that hold one."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)[:7]}
+        values = {field.name: getattr(self, field.name) for field in fields(self)[:8]}
         return {name: value for name, value in values.items() if value is not None}
 
     def select(self, where) -> "Batch":

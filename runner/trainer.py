@@ -36,6 +36,9 @@ class Closure:
     Every pass after the first leaves the statistics of normalisation layers alone, so that they see the batch once and
     at w. With `alone` the gradient is the mean over this batch on this device; otherwise it is this batch's part of
     the mean over the step's whole batch, summed over devices.
+
+    Quantization that needs passes of its own may ask for more: guide is for `Batch.guide`, of the samples of this pass,
+    and live says whether normalisation layers take its statistics.
     """
 
     def __init__(self, run: "Trainer", batch: Batch, alone: bool):
@@ -43,16 +46,23 @@ class Closure:
         self.passes = 0
 
     def __call__(
-        self, mask: Tensor | None = None, create_graph: bool = False, below: float | Tensor | None = None
+        self,
+        mask: Tensor | None = None,
+        create_graph: bool = False,
+        below: float | Tensor | None = None,
+        guide: Tensor | None = None,
+        live: bool | None = None,
     ) -> Pass:
         run, weights, scale = self.run, self.run.weights, self.run.precision.scale
         batch = self.batch if mask is None else self.batch.select(mask)
         if below is not None:
             ones = weights.data.new_ones(batch.x.shape[: 1 + batch.lead])
             batch = replace(batch, limit=ones * column(below, ones))
+        if guide is not None:
+            batch = replace(batch, guide=guide)
         share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
         outs, total, grad = [], 0.0, None
-        with run.statistics(live=self.passes == 0):
+        with run.statistics(live=self.passes == 0 if live is None else live):
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
                 loss, out = run.objective(micro)
                 run.masks.forwards += 1

@@ -25,6 +25,7 @@ NEEDS = {
     "reste": ["quantization.ends=same"],
     "biper": ["quantization.ends=same"],
     "littlebit": ["quantization.ends=same"],
+    "eq_net": ["quantization.ends=same"],
 }
 SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2}  # of a loss that is not defined for four

@@ -1,5 +1,6 @@
 """Transforms: surgery on the model, for quantization, sparsity and low rank."""
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from torch import nn
@@ -33,6 +34,10 @@ class Transform:
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         """After training: the model that would be deployed."""
         raise NotImplementedError
+
+    def widths(self, model: nn.Module, batch: Batch) -> Iterator[tuple[int, nn.Module]]:
+        """(bits, network) for each of the bit widths that the trained weights serve, to be measured. Default: none."""
+        return iter(())
 
     def full(self, model: nn.Module, batch: Batch) -> nn.Module | None:
         """The network in full precision that the result of `convert` is compared with; None where there is none."""

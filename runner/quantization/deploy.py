@@ -286,6 +286,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         layers                 name, weights, bits of the same kind, and error: the squared difference between the
                                layer's outputs here and in full precision over the squared outputs there, on the
                                calibration samples
+        widths                 only where the weights serve several bit widths: the measures at each of them
 
     For options that quantize in training `full` is the same weights without quantizers, which training never used; it
     is null where there are none.
@@ -309,6 +310,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         deployed = decode(read, model)
         training = run.model.training
         found = {name: _measures(run, net) for name, net in (("full", full), ("fake", model), ("deployed", deployed))}
+        widths = {str(bits): _measures(run, net) for bits, net in transform.widths(run.model, batch)}
         errors = {} if full is None else _errors(full, deployed, batch.x)
         operations = bit_operations(model, batch.x)
         run.model.train(training)
@@ -331,6 +333,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         **operations,
         "bits_per_weight": sum(bits[name] * count for name, count in weights.items()) / sum(weights.values()),
         "layers": table,
+        **({"widths": widths} if widths else {}),
     }
 
 

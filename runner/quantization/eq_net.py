@@ -51,6 +51,7 @@ class Elastic(nn.Module):
         self.scale = nn.Parameter(torch.stack([one.scale.detach() for one in each]))
         for name in ("low", "high", "g"):
             self.register_buffer(name, torch.stack([getattr(one, name) for one in each]), persistent=name != "g")
+        self.register_buffer("unit", x.new_tensor([2.0**-width for width in bits]), persistent=False)
         self.register_buffer("plan", torch.tensor(plan, device=x.device), persistent=False)
 
     def each(self, x: Tensor) -> list[Quantizer]:
@@ -62,11 +63,11 @@ class Elastic(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         at = self.plan[self.turn].view(1)  # a tensor: runs side by side draw their own
-        scale, low, high, g = (v.index_select(0, at)[0] for v in (self.scale, self.low, self.high, self.g))
+        tables = self.scale, self.low, self.high, self.g, self.unit
+        scale, low, high, g, unit = (table.index_select(0, at)[0] for table in tables)
         scale = scale.abs().clamp(min=SMALLEST)
         scale = scale.detach() + g * (scale - scale.detach())
-        unit = 2.0 ** -self.bits[-1]
-        return Levels.apply(wide(x), scale, low, high, unit, False), scale / unit
+        return Levels.apply(wide(x), scale, low, high, 1.0, False) * unit, scale / unit
 
     def codes(self, x: Tensor) -> Codes:
         return self.fixed(int(self.plan[self.turn])).codes(x)

@@ -1,6 +1,7 @@
 """AdaPT: fixed point, the search for a format, and the formats of a run against a plain transcription."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from runner.dropout import Masks
 from runner.quantization.adapt import FixedPoint, divergence, fixed, lowered, raised
 from tests.reference import quantization_adapt as plain
 from tests.test_quantization import DEEP, quantized
-from tests.test_replicas import advance
+from tests.test_replicas import advance, batches
 from tests.tiny import SMALL, trainer
 
 
@@ -133,6 +134,19 @@ def test_a_run_changes_its_formats_and_learns():
     formats = {(int(layer.quantize_w.word), int(layer.quantize_w.fraction)) for layer in quantized(run.model).values()}
     assert all(word > 8 for word, _ in formats)
     assert run.evaluate(run.dataset.test)["accuracy"] > first + 0.3
+
+
+def test_formats_that_change_between_epochs_alone():
+    """Eight steps of an epoch, and the lookback never leaves them."""
+    words = ["train.batch_size=28", "quantization.min_lookback=8", "quantization.max_lookback=8"]
+    run = trainer(*SMALL, "quantization=adapt", *words, "dataset.val=0")
+    assert run.steps_per_epoch == 8  # 200 / 28, rounded up
+    layer, found = next(iter(quantized(run.model).values())), []
+    for batch in islice(batches(run), 32):
+        run.step(batch)
+        found.append((int(layer.quantize_w.word), int(layer.quantize_w.fraction)))
+    changes = [step + 1 for step in range(1, 32) if found[step] != found[step - 1]]
+    assert changes and all(step % 8 == 0 for step in changes)
 
 
 def test_settings_that_contradict_each_other():

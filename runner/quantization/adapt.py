@@ -71,7 +71,8 @@ class AdaPT(Transform, Hook):
 
     Settled from the authors' code (its optimizer MSGD_FP, its layers and its LeNet): the rules, the start at <8, 4>,
     l_min and r_min, the optimizer's defaults. It switches by lookback, some 10 to 100 steps; the paper's abstract says
-    between epochs. Done otherwise here, each for a reason:
+    between epochs, which `min_lookback` and `max_lookback` equal to the steps of an epoch give; r then stays at r_min.
+    Done otherwise here, each for a reason:
 
     - The code's divergence is none: it passes probabilities where logarithms are expected, and takes a value at or
       below 0 for no loss; of a weight it looks at the first row. Here the divergence is one, of all weights, rounded to

@@ -92,7 +92,7 @@ def turn(model: nn.Module, number: int) -> None:
 
 class SubNetworks(Sharpness):
     """Mixed into the run's sharpness method: for each of its passes one of every sub-network, whose losses and
-    gradients are added up. So the method works on their sum.
+    gradients are added up. So the method works on their sum. The closure is `runner.trainer.Closure`.
 
     passes : sub-networks of a step. measured : the one that is evaluated; None where a pass of its own must be made for
     the statistics of BatchNorm.
@@ -182,14 +182,16 @@ class EQNet(Transform, Hook):
     Settled from the authors' code (xuke225/EQ-Net: runner/trainer.py, runner/criterion.py, module, configs): all of the
     above and the defaults, where 0.015 is the kurtosis's rate and 1 the skewness's; std is the unbiased one; R leaves
     out the network's first layer; the temperature of the KL is 1; the first and the last layer keep 8 bits (in the
-    largest sub-network they have the largest width, which is 8 too). The paper's text could not be read in full.
+    largest sub-network they have the largest width, which is 8 too). The paper's text could not be read beyond its
+    introduction.
 
     Done otherwise here:
 
     - Bits alone are elastic. The paper's sub-networks differ also in whether steps are per channel and have an offset.
       Its search for mixed precision with a predictor of accuracy is not part of this.
     - Training starts from scratch, the paper's from a trained network, and steps start as LSQ's; in the code they have
-      the least error to the power of 2.4, to which `range=mse` comes close, but calibration then takes long.
+      the least error to the power of 2.4, to which `range=mse` comes close, but calibration then takes long. Their
+      gradients are scaled as in LSQ; the code counts all inputs of a batch, and steps per channel twice.
     - The code's BatchNorm sees all passes, and is estimated anew before a width is evaluated. Here the running
       statistics are those of the width that is deployed, which costs one pass more a step where that is neither the
       smallest nor the largest; for the other widths they are estimated on the calibration samples, at the end.
@@ -346,6 +348,6 @@ def estimate(model: nn.Module, x: Tensor) -> None:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for part in x.split(PART) if norms else ():
+    for part in x.chunk(-(-len(x) // PART)) if norms else ():  # none of them is a single sample
         model(part)
     model.eval()

@@ -194,7 +194,8 @@ class EQNet(Transform, Hook):
       gradients are scaled as in LSQ; the code counts all inputs of a batch, and steps per channel twice.
     - The code's BatchNorm sees all passes, and is estimated anew before a width is evaluated. Here the running
       statistics are those of the width that is deployed, which costs one pass more a step where that is neither the
-      smallest nor the largest; for the other widths they are estimated on the calibration samples, at the end.
+      smallest nor the largest; for the other widths, and full precision, they are estimated on the calibration samples
+      at the end.
 
     L is what the run minimises: the mixture is made sample by sample before the risk, and penalties of hooks count in
     every pass. A sharpness method perturbs the sum of all. Draws depend on the seed and the step alone. With one width
@@ -283,6 +284,11 @@ class EQNet(Transform, Hook):
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return self.fixed(model, self.deployed)
+
+    def full(self, model: nn.Module, batch: Batch) -> nn.Module:
+        made = super().full(model, batch)
+        estimate(made, batch.x)
+        return made
 
     def widths(self, model: nn.Module, batch: Batch) -> Iterator[tuple[int, nn.Module]]:
         for at, bits in enumerate(self.bits):

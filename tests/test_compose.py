@@ -31,10 +31,6 @@ def words(group: str, option: str) -> list[str]:
         more = ["federated.clients=2", "federated.rounds=2", "federated.minimum=2"]
     if group == "augment" and option == "cutout":
         more = ["augment.cutout.size=4"]  # the default covers digits wholly
-    if group == "hook" and option == "smooth_adversarial":
-        more = [
-            "hook.smooth_adversarial.nu=0.01"
-        ]  # with scores of up to 64, ElasticFace's, fp16 overflows more than twice
     if group == "loss" and option in OTHER:
         more = [f"dataset={OTHER[option]}"]
     return [f"{group}={option}", *more]
@@ -55,7 +51,7 @@ def updates(run, count: int):
 def two_steps(*overrides: str):
     run = trainer(*BASE, *overrides)
     if run.precision.scale:
-        run.precision.scale.value = 2.0**8  # the default is meant to overflow a few times before it settles
+        run.precision.scale.value = 2.0**2  # the default is meant to overflow a few times before it settles
     before = run.weights.clone()
     assert sum(1 for _ in updates(run, 2)) == 2
     assert torch.isfinite(run.weights.data).all()

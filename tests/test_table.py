@@ -145,6 +145,19 @@ def test_mean_and_interval_by_hand(make):
     assert (line["metric"], line["select"]) == ("test_accuracy", "last")
 
 
+def test_what_is_deployed_is_the_file_of_a_quantized_run_and_else_the_network(make):
+    folders = [make(seed, 0.9) for seed in (0, 1)]
+    for folder, found in zip(folders, (0.7, 0.8), strict=True):
+        result = json.loads((folder / "result.json").read_text())
+        result["quantization"] = {"deployed": {"test_accuracy": found}, "bits_per_weight": 4.5}
+        (folder / "result.json").write_text(json.dumps(result))
+    assert table(folders, metric="deployed_test_accuracy").rows[0].values == [0.7, 0.8]
+    assert table(folders, metric="bits_per_weight").rows[0].values == [4.5, 4.5]
+    plain = [make(2, 0.9)]
+    assert table(plain, metric="deployed_test_accuracy").rows[0].values == [0.9]
+    assert table(plain, metric="bits_per_weight").rows[0].values == [32.0]
+
+
 def test_two_values_and_one(make):
     # n = 2: t(0.975, 1) = 12.7062, s / sqrt(2) = |a - b| / 2
     two = table([make(0, 0.90), make(1, 0.92)])

@@ -278,7 +278,8 @@ def metrics() -> list[str]:
     one, two = torch.zeros(1, dtype=torch.long), torch.zeros(1, 2)
     tasks = ((two, one, "classes"), (two, two, "multilabel"), (two, two, "regression"))
     keys = dict.fromkeys(key for task in tasks for key in measures(*task))
-    return ["train_loss", "train_accuracy", *(f"{split}_{key}" for split in ("val", "test") for key in keys), *NAMES]
+    own = [f"{split}_{key}" for split in ("val", "test") for key in keys]
+    return ["train_loss", "train_accuracy", *own, *NAMES, *(f"deployed_{key}" for key in own), "bits_per_weight"]
 
 
 class Plan:

@@ -279,9 +279,17 @@ def measure(folder: Path, select: str, metric: str) -> tuple[float | None, str |
     measures = result.get({"last": "last", "val": "best_val", "test": "best_test"}[select])
     if measures is None:
         return None, f"no measures {RULES[select]}", set()
+    measures = measures | deployed(result)
     value = measures.get(metric)
     missing = None if value is not None else f"{metric} is not finite" if metric in measures else f"no {metric}"
     return value, missing, set(measures)
+
+
+def deployed(result: dict) -> dict[str, float | None]:
+    """Measures of what the run ended with: of the file of a quantized one, else of its network."""
+    found = result.get("quantization") or {"deployed": result.get("last") or {}, "bits_per_weight": 32.0}
+    own = {f"deployed_{key}": value for key, value in found["deployed"].items() if key.startswith(("val_", "test_"))}
+    return own | {"bits_per_weight": found["bits_per_weight"]}
 
 
 def read(folder: Path, select: str, metric: str) -> Run:

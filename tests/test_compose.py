@@ -68,6 +68,13 @@ def test_every_option_trains_two_steps(group, option):
     two_steps(*words(group, option))
 
 
+@pytest.mark.parametrize("quantization", [option for group, option in SINGLES if group == "quantization"])
+def test_every_quantization_trains_with_optimizers_losses_and_clients(quantization):
+    for chosen in itertools.product(("sgd", "adamw", "sam"), ("ce", "poly"), ("none", "fedavg")):
+        pairs = zip(("quantization", "optim", "loss", "federated"), (quantization, *chosen), strict=True)
+        two_steps(*(word for pair in pairs for word in words(*pair)))
+
+
 SLOW = {*TOO_SMALL, "wrn_28_10", "wrn_16_8", "timm"}
 AXES = {
     group: [o for o in usable(group) if o not in SLOW and (group != "loss" or o not in OTHER)]

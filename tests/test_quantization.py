@@ -9,12 +9,13 @@ import torch
 import yaml
 from torch import nn
 
-from runner.batch import Batch
+from runner.batch import Batch, Output
 from runner.build import ConfigError, build
 from runner.listing import conf_dir, options
 from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
 from runner.model.timm import Timm
+from runner.quantization import deploy
 from runner.quantization.fake import Float, Quantizer
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
@@ -465,6 +466,30 @@ def test_channels_without_bits_are_removed_for_real(model):
         kept = removed.get_submodule(name).layer.weight
         assert len(kept) == len(layer.weight) - len(layer.weight[1::3])
         assert kept.shape[1:] == layer.weight.shape[1:]
+
+
+def test_what_is_stored_has_all_quantized_layers_where_not_all_of_them_can_be_made_smaller():
+    """Channels of a grouped convolution are not removed, so that it alone is quantized in the smaller network."""
+
+    class Grouped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Conv2d(4, 4, 3, groups=2)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x):
+            out = self.wide(x).flatten(1)
+            return Output(self.head(out), out)
+
+    x = torch.randn(8, 4, 4, 4)
+    batch = Batch(x, torch.zeros(8, dtype=torch.int64), torch.arange(8))
+    compression = SelfCompression()
+    model = compression.prepare(Grouped(), batch)
+    smaller = compression.convert(model.eval(), batch)
+    assert list(deploy.layers(smaller)) == ["wide"]
+    kept = deploy.stored(model, smaller)
+    assert list(deploy.layers(kept)) == ["wide", "head"]
+    torch.testing.assert_close(deploy.decode(deploy.encode(kept)[0], kept)(x).logits, model(x).logits)
 
 
 # ---- LittleBit

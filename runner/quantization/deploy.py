@@ -297,8 +297,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         What was deployed measures differently from what was trained, by more than rounding explains.
     """
     with run.hooks.weights(run):
-        converted = transform.convert(run.model, batch)
-        model = converted if layers(converted) else run.model
+        model = stored(run.model, transform.convert(run.model, batch))
         if not layers(model):
             return None
         full = transform.full(run.model, batch)
@@ -335,6 +334,11 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         "layers": table,
         **({"widths": widths} if widths else {}),
     }
+
+
+def stored(model: nn.Module, converted: nn.Module) -> nn.Module:
+    """The trained network, or what it was converted to: the one with more layers that say how they are stored."""
+    return converted if len(layers(converted)) >= len(layers(model)) else model
 
 
 def _splits(run) -> dict:

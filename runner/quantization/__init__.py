@@ -22,10 +22,14 @@ class Transform:
     begin : float
         Share of the run's steps before which the layers compute in full precision: see `runner.quantization.late`.
         Default 0.
+    after : bool
+        Whether training is in full precision and `convert` does the rest: with `checkpoint=` nothing is trained.
+        Default False.
     """
 
     calibration: int = 0
     begin: float = 0.0
+    after: bool = False
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         """Before the weights are made one vector and the optimizer exists. Raises ValueError, in one line."""

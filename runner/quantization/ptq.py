@@ -43,6 +43,8 @@ class PTQ(LSQ):
         `affine` with `range=lsq` or one bit; from `prepare`, no layer to quantize.
     """
 
+    after = True
+
     def __init__(
         self,
         bits: Bits = 8,

@@ -37,7 +37,7 @@ class Start:
         self.step: int = state.get("step", state.get("count"))
         shown = state.get("shown", state)
         self.model: dict[str, Tensor] = dict(shown["model"])
-        self.loss: dict[str, Tensor] = dict(shown["loss"])
+        self.loss: dict[str, Tensor] = {**state["loss"], **shown["loss"]}
         config = self.path.parent / ".hydra" / "config.yaml"
         self.config: dict[str, Any] = read_config(self.path.parent) if config.exists() else {}
         self._refuse_quantized()

@@ -454,8 +454,8 @@ class Trainer:
         self.samples = int(sums[2])
 
     def save(self) -> None:
-        """`last.pt`: the whole state, with what is evaluated where hooks make that of other weights; and the best weights
-        before it. All processes take part, the first writes."""
+        """`last.pt`: the whole state, and `shown` where hooks have evaluation see other weights; before it the best
+        weights. All processes take part, the first writes."""
         self.look()
         self.tick()
         self.average_statistics()

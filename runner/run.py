@@ -496,7 +496,8 @@ def summary(result: dict) -> str:
             )
             lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
     if found := result.get("quantization"):
-        accuracy = {name: (found[name] or {}).get("test_accuracy") for name in ("full", "fake", "deployed")}
+        names = ("full", "fake", "deployed", "onnx")
+        accuracy = {name: (found.get(name) or {}).get("test_accuracy") for name in names}
         shown = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
         size = f"{found['bytes']:,} bytes, {found['bytes_full']:,} in full precision"
         lines.append(f"{'quantized, on test':<39} {shown}  {size}")

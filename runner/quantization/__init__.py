@@ -43,6 +43,10 @@ class Transform:
         """(bits, network) for each of the bit widths that the trained weights serve, to be measured. Default: none."""
         return iter(())
 
+    def frame(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """What `convert` gives, in structure alone: its numbers are to be read from a file."""
+        return self.convert(model, batch)
+
     def full(self, model: nn.Module, batch: Batch) -> nn.Module | None:
         """The network in full precision that the result of `convert` is compared with; None where there is none."""
         from runner.quantization.deploy import plain

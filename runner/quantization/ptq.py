@@ -83,6 +83,11 @@ class PTQ(LSQ):
                 self.fit(full, quantized, batch)
         return quantized
 
+    def frame(self, model: nn.Module, batch: Batch) -> nn.Module:
+        plain = copy.copy(self)
+        plain.fit = lambda *_: None
+        return plain.convert(model, batch)
+
     def fit(self, full: nn.Module, quantized: nn.Module, batch: Batch) -> None:
         """Improve `quantized`, which is `full` rounded to nearest, in place."""
 

@@ -3,9 +3,9 @@
 Writes `quantized.onnx` from `quantized.pt`, runs it with onnxruntime on validation and test data, and adds the measures
 to the run's result.json as `onnx`, beside those of `deployed`; a difference by more than rounding explains is an error,
 and nothing is written then. Weights are uint8 with a DequantizeLinear node behind them (not int8, whose products with
-uint8 inputs onnxruntime adds up in 16 bits on processors without VNNI), inputs of layers pass through QuantizeLinear and
-DequantizeLinear, biases and the rest are in fp32. The graph takes `x`, any number of samples, normalised as in training,
-and gives `logits`; where a loss makes those from weights of its own, it has them.
+uint8 inputs onnxruntime adds up in 16 bits on processors without VNNI), inputs of layers pass through QuantizeLinear
+and DequantizeLinear, biases and the rest are in fp32. The graph takes `x`, any number of samples, normalised as in
+training, and gives `logits`; where a loss makes those from weights of its own, it has them.
 
 The quantized layers must be of 8 bits, with a zero point that is an integer, and so must be their inputs where they are
 quantized: `ptq`, `adaround`, `lsq` and `gaqat` with `quantization.bits=8`, whose first and last layer may be in full
@@ -137,7 +137,11 @@ def export(model: nn.Module, loss: Loss, x: Tensor) -> bytes:
         output_names=["logits"],
         verbose=False,
     )
-    return program.model_proto.SerializeToString()
+    made = program.model_proto
+    graph = made.graph
+    for part in (made, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props"), part.ClearField("doc_string")  # stack traces, as large as a small network
+    return made.SerializeToString()
 
 
 class Session:

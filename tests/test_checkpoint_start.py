@@ -15,6 +15,7 @@ from runner.run import Job, run
 from runner.start import Start
 from runner.sweep import pack
 from runner.sweep.cells import Cell
+from runner.sweep.table import settings
 from runner.trainer import Trainer
 from tests.tiny import SMALL, command, compose
 
@@ -216,6 +217,13 @@ def test_the_id_depends_on_the_weights_and_not_on_where_they_lie(place, source, 
 def test_ids_of_runs_without_a_checkpoint_are_as_ever():
     """Of the default run, as the README shows it."""
     assert identity(compose()) == "049cd0b010"
+
+
+def test_a_table_takes_runs_of_before_there_was_a_checkpoint_for_the_same():
+    config = compose()
+    older = {key: value for key, value in config.items() if key != "checkpoint"}
+    assert settings(older) == settings(config)
+    assert settings(config | {"checkpoint": "outputs/a"})["checkpoint"] == "outputs/a"
 
 
 # ---- what is refused

@@ -27,8 +27,8 @@ class PTQ(LSQ):
 
     Quantizers are those of `runner.quantization.fake`. As in the paper's recipe ranges are those with the least squared
     error. Weights are symmetric on one grid for a tensor; `channels` and `affine` are what the paper advises where that
-    is not enough. Training, its records and its checkpoints are those of quantization=none; what is quantized is under
-    `quantization` in result.json.
+    is not enough. Training, its records and its checkpoints are those of quantization=none; with `checkpoint=` there is
+    no training. What is quantized is under `quantization` in result.json.
 
     Parameters
     ----------

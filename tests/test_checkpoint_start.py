@@ -55,11 +55,13 @@ def averaged(place) -> Path:
 # ---- rounding without training
 
 
-def test_rounding_a_checkpoint_is_rounding_at_the_end_of_the_training(place, source, monkeypatch):
-    _, trained = go(place, *ROUND)
+@pytest.mark.parametrize("option", ["adaround", "adaquant"])
+def test_rounding_a_checkpoint_is_rounding_at_the_end_of_the_training(option, place, source, monkeypatch):
+    words = [f"quantization={option}", *ROUND[1:]]
+    _, trained = go(place, *words)
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "step", None)  # nothing is trained
-        there, rounded = go(place, *ROUND, f"checkpoint={source}")
+        there, rounded = go(place, *words, f"checkpoint={source}")
     assert rounded["quantization"] == trained["quantization"]
     assert rounded["quantization"]["full"] != rounded["quantization"]["deployed"]
     same = ("val_accuracy", "test_accuracy", "test_nll", "test_scaled_ece")
@@ -69,7 +71,7 @@ def test_rounding_a_checkpoint_is_rounding_at_the_end_of_the_training(place, sou
     for name, tensor in load(source / "last.pt")["model"].items():
         assert torch.equal(load(there / "last.pt")["model"][name], tensor)
     assert (there / "quantized.pt").exists() and (there / "result.json").exists()
-    again = go(place, *ROUND, f"checkpoint={there}")[1]  # its network is in full precision still
+    again = go(place, *words, f"checkpoint={there}")[1]  # its network is in full precision still
     assert again["quantization"] == rounded["quantization"]
 
 

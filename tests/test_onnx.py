@@ -195,11 +195,12 @@ def test_a_run_gets_its_file_and_its_measures(onnx, tmp_path, capsys):
     assert json.loads(json.dumps(result)) == json.loads(json.dumps(before | {"quantization": block}))
 
 
-def test_rounding_is_read_and_not_learned_again(onnx, tmp_path, monkeypatch):
-    words = [*SMALL, "quantization=adaround", "quantization.bits=8", "quantization.steps=20"]
+@pytest.mark.parametrize("option, learns", [("adaround", "adaround.AdaRound"), ("adaquant", "adaquant.AdaQuant")])
+def test_rounding_is_read_and_not_learned_again(option, learns, onnx, tmp_path, monkeypatch):
+    words = [*SMALL, f"quantization={option}", "quantization.bits=8", "quantization.steps=20"]
     config = compose(*words, f"outputs_dir={tmp_path}", "quantization.calibration=64")
     run(config, [], say=lambda *_: None)
-    monkeypatch.setattr("runner.quantization.adaround.AdaRound.learn", None)
+    monkeypatch.setattr(f"runner.quantization.{learns}.learn", None)
     exporting.main([str(folder(config))])
     stored = onnx.load(folder(config) / "quantized.onnx").graph.initializer
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in stored}

@@ -8,8 +8,8 @@ and DequantizeLinear, biases and the rest are in fp32. The graph takes `x`, any 
 training, and gives `logits`; where a loss makes those from weights of its own, it has them.
 
 The quantized layers must be of 8 bits, with a zero point that is an integer, and so must be their inputs where they are
-quantized: `ptq`, `adaround`, `lsq` and `gaqat` with `quantization.bits=8`, whose first and last layer may be in full
-precision.
+quantized, as with `ptq`, `adaround`, `adaquant`, `lsq` and `gaqat` at `quantization.bits=8`; the first and the last
+layer may be in full precision.
 
 It is a command, not a part of every run: exporting takes longer than training a small network, imports a compiler, and
 needs packages, the extra `onnx`, which need not be where training is.

@@ -86,7 +86,7 @@ class PTQ(LSQ):
     def frame(self, model: nn.Module, batch: Batch) -> nn.Module:
         plain = copy.copy(self)
         plain.fit = lambda *_: None
-        return plain.convert(model, batch)
+        return PTQ.convert(plain, model, batch)
 
     def fit(self, full: nn.Module, quantized: nn.Module, batch: Batch) -> None:
         """Improve `quantized`, which is `full` rounded to nearest, in place."""

@@ -21,7 +21,7 @@ The same command continues an interrupted run and skips a finished one.
 Groups (python -m runner --list GROUP shows each option with its paper):
 {groups}
 
-Keys: name, seed, device, data_dir, cache_dir, outputs_dir, train.* and each option's own, e.g. optim.lr=0.05
+Keys: name, seed, device, checkpoint, data_dir, cache_dir, outputs_dir, train.* and each option's, e.g. optim.lr=0.05
   train.{train}
   sweep.{sweep}
 

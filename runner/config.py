@@ -64,11 +64,15 @@ class Sweep:
 
 @dataclass
 class Root:
-    """What stands at the top level beside the groups and `train`."""
+    """What stands at the top level beside the groups and `train`.
+
+    checkpoint : where the weights are from that the run starts with, see `runner.start`; null: a random start.
+    """
 
     name: str
     seed: Natural
     device: str
+    checkpoint: str | None
     data_dir: str | None
     cache_dir: str
     outputs_dir: str
@@ -109,8 +113,15 @@ def check_all(config: dict) -> None:
 
 
 def identity(config: dict) -> str:
-    """Ten hexadecimal digits of what a run computes: its config less what does not change the result."""
-    core = {key: value for key, value in config.items() if key not in APART}
+    """Ten hexadecimal digits of what a run computes: its config less what does not change the result.
+
+    Of `checkpoint` the weights count, wherever they lie. Raises ConfigError where there are none.
+    """
+    core = {key: value for key, value in config.items() if key not in APART and key != "checkpoint"}
+    if where := config.get("checkpoint"):
+        from runner import start  # not above: a config without one needs no torch
+
+        core["checkpoint"] = start.digest(where)
     core["train"] = {key: value for key, value in config["train"].items() if key not in APART_TRAIN}
     return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:10]
 

@@ -41,6 +41,8 @@ def refuse(trainer: Trainer) -> None:
     """Raise Unpackable for a run that cannot have others beside it, whatever they are."""
     if distributed.world > 1:
         raise Unpackable("a run that several processes share")
+    if not trainer.steps:
+        raise Unpackable("nothing is trained")
     if trainer.precision.scale is not None:
         raise Unpackable("train.precision=fp16: every run has a loss scale and skipped steps of its own")
     if trainer.train.compile:

@@ -28,6 +28,7 @@ from runner.listing import conf_dir
 from runner.precision import Precision
 from runner.quantization.late import Late
 from runner.record import Record, finished
+from runner.start import Start
 from runner.trainer import Trainer
 from runner.weights import Weights
 
@@ -95,9 +96,9 @@ class Job:
         self.record.__exit__(None, None, None)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, where there is one."""
+        """Go on from the checkpoint, where there is one and something to train."""
         path = self.folder / "last.pt"
-        if distributed.from_first(path.exists()):
+        if self.trainer.steps and distributed.from_first(path.exists()):
             state = checkpoint.load(path)
             self.trainer.load_state_dict(state)
             self.lines = state["lines"]
@@ -193,6 +194,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     memory_format = torch.channels_last if train.channels_last else torch.preserve_format
     masks = Masks([config["seed"]])
     model = masks.install(model).to(device, memory_format=memory_format)
+    start = Start(config["checkpoint"]) if config.get("checkpoint") else None
+    if start is not None:
+        start.into_model(model)
     transform = build(config["quantization"], "quantization")
     example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     calibration = _calibration(dataset, loader, config["seed"], transform.calibration) or example
@@ -202,11 +206,16 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     out = _try(model, example, precision)
     context["features"] = out.features.shape[-1]
     loss = masks.install(build(config["loss"], "loss", **context)).to(device)
+    rounds = start is not None and transform.after  # and does not train
     if dataset.task not in loss.tasks:
         raise ConfigError(
             f"loss={config['choices']['loss']} is defined for {' and '.join(loss.tasks)}, "
             f"dataset={config['choices']['dataset']} has {dataset.task}"
         )
+    origin = None
+    if start is not None:
+        parts = start.into_loss(loss, config["choices"]["loss"], trains=not rounds)
+        origin = {"path": str(start.path), "weights": start.digest(), "step": start.step, **parts}
     risk = build(config["risk"], "risk", **context).to(device)
     _try_loss(loss, risk, out, example)
     weights = Weights(model, loss, risk)
@@ -238,6 +247,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     )
     with _as_config_error("hook" if type(federated).start is Hook.start else "federated"):
         trainer.hooks.start(trainer)
+    trainer.origin = origin
+    if rounds:
+        trainer.steps = 0
     return trainer, federated, transform, calibration
 
 
@@ -389,13 +401,22 @@ def _heading(config: dict, overrides: list[str], job: Job, place: Path) -> str:
         f"options {chosen} {lists}".rstrip(),
         f"data    {', '.join(sizes)}{_damage(data.record)}",
         f"model   {trainer.weights.count:,} parameters on {trainer.device} in {trainer.precision.name}, "
-        f"{job.federated.describe(trainer)}",
+        f"{job.federated.describe(trainer) if trainer.steps else 'nothing to train'}",
     ]
+    if trainer.origin:
+        lines.append(_origin(trainer.origin))
     if "*" in chosen:
         lines.insert(2, "        * set by another option's file, not on the command line")
     if trainer.count:
         lines.append(f"resumed at {'step' if trainer.unit == 'epoch' else trainer.unit} {trainer.count:,}")
     return "\n".join(lines)
+
+
+def _origin(origin: dict) -> str:
+    parts = [f"start   {origin['path']}, step {origin['step']:,}"]
+    parts += [f"left out of it: {', '.join(origin['left_out'])} of the loss"] if origin["left_out"] else []
+    parts += [f"not from there: {', '.join(origin['fresh'])} of the loss"] if origin["fresh"] else []
+    return "; ".join(parts)
 
 
 def _damage(record: dict) -> str:
@@ -437,6 +458,7 @@ def _result(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         **lines,
         "classes": {"names": data.names, **by_class} if found else None,
         "data": data.record,
+        **({"checkpoint": trainer.origin} if trainer.origin else {}),
     }
 
 
@@ -474,7 +496,8 @@ def summary(result: dict) -> str:
             )
             lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
     if found := result.get("quantization"):
-        accuracy = {name: (found[name] or {}).get("test_accuracy") for name in ("full", "fake", "deployed")}
+        names = ("full", "fake", "deployed", "onnx")
+        accuracy = {name: (found.get(name) or {}).get("test_accuracy") for name in names}
         shown = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
         size = f"{found['bytes']:,} bytes, {found['bytes_full']:,} in full precision"
         lines.append(f"{'quantized, on test':<39} {shown}  {size}")

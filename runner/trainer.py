@@ -107,6 +107,7 @@ class Trainer:
     value: Tensor  # of the present step: the loss at w, this device's part of it, for hooks on the gradient
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     random: dict | None = None  # this run's global random states, where it shares the process with others
+    origin: dict | None = None  # with `checkpoint=`: what it started from
 
     def __init__(
         self,
@@ -280,6 +281,9 @@ class Trainer:
         """
         self.model.train()
         self.tick_from_now()
+        if not self.steps:  # only what comes after training is wanted: see `runner.start`
+            self.end_epoch(0.0)
+            self.save()
         while self.count < self.steps:
             epoch, position = divmod(self.count, self.steps_per_epoch)
             samples, begun = self.samples, time.perf_counter()
@@ -382,11 +386,15 @@ class Trainer:
         if math.isfinite(found[key]) and (best is None or better * found[key] > better * best["by"]):
             self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
             if distributed.rank == 0:
-                with self.hooks.weights(self):
-                    model = self.model.state_dict()
-                    model.update((key, value.clone()) for key, value in model.items())
-                loss = {key: value.detach().clone() for key, value in self.loss.named_parameters()}
-                self.unsaved[name] = {"model": model, "loss": loss, "step": self.count}
+                self.unsaved[name] = {**self.shown(), "step": self.count}
+
+    def shown(self) -> dict:
+        """Copies of the model's tensors and the loss's parameters as the hooks present them: what is evaluated."""
+        with self.hooks.weights(self):
+            model = self.model.state_dict()
+            model.update((key, value.clone()) for key, value in model.items())
+            loss = {key: value.detach().clone() for key, value in self.loss.named_parameters()}
+        return {"model": model, "loss": loss}
 
     # ---- state
 
@@ -446,12 +454,15 @@ class Trainer:
         self.samples = int(sums[2])
 
     def save(self) -> None:
-        """`last.pt`: the whole state; and the best weights before it. All processes take part, the first writes."""
+        """`last.pt`: the whole state, and `shown` where hooks have evaluation see other weights; before it the best
+        weights. All processes take part, the first writes."""
         self.look()
         self.tick()
         self.average_statistics()
         state = self.state_dict()
         if distributed.rank == 0:
+            if self.hooks.evaluations:
+                state["shown"] = self.shown()
             for name in list(self.unsaved):
                 checkpoint.save(self.unsaved.pop(name), self.folder / f"best_{name}.pt")
             checkpoint.save(state if self.random is None else checkpoint.compact(state), self.folder / "last.pt")
@@ -460,8 +471,9 @@ class Trainer:
 
 def _row(line: dict, epochs: int, unit: str) -> str:
     """An epoch's line for people."""
-    parts = [f"{unit} {line['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {line['train_loss']:.4f}"]
-    for name in ("train", "val", "test"):
+    parts = [f"{unit} {line['epoch']:>{len(str(epochs))}}/{epochs}"]
+    parts += [f"loss {line['train_loss']:.4f}"] if line["step"] else []
+    for name in ("train", "val", "test") if line["step"] else ("val", "test"):
         if f"{name}_accuracy" in line:
             parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
     for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
@@ -469,5 +481,5 @@ def _row(line: dict, epochs: int, unit: str) -> str:
             parts.append(f"{key[5:]} {line[key]:.4f}")
     if "client_accuracy_worst" in line:
         parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")
-    parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"]
+    parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"] if line["step"] else []
     return "  ".join(parts)

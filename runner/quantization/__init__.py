@@ -22,10 +22,14 @@ class Transform:
     begin : float
         Share of the run's steps before which the layers compute in full precision: see `runner.quantization.late`.
         Default 0.
+    after : bool
+        Whether training is in full precision and `convert` does the rest: with `checkpoint=` nothing is trained.
+        Default False.
     """
 
     calibration: int = 0
     begin: float = 0.0
+    after: bool = False
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         """Before the weights are made one vector and the optimizer exists. Raises ValueError, in one line."""
@@ -38,6 +42,10 @@ class Transform:
     def widths(self, model: nn.Module, batch: Batch) -> Iterator[tuple[int, nn.Module]]:
         """(bits, network) for each of the bit widths that the trained weights serve, to be measured. Default: none."""
         return iter(())
+
+    def frame(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """What `convert` gives, in structure alone: its numbers are to be read from a file."""
+        return self.convert(model, batch)
 
     def full(self, model: nn.Module, batch: Batch) -> nn.Module | None:
         """The network in full precision that the result of `convert` is compared with; None where there is none."""

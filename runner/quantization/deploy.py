@@ -313,7 +313,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
         errors = {} if full is None else _errors(full, deployed, batch.x)
         operations = bit_operations(model, batch.x)
         run.model.train(training)
-    _compare(run, found["fake"], found["deployed"])
+    compare(run, found["fake"], found["deployed"], ("fake-quantized", f"with the integers of {FILE}"))
     weights = {name: layer.codes().decode().numel() for name, layer in layers(model).items()}
     others = sum(entry["at"][1] for entry in state["rest"].values())
     table = [
@@ -341,7 +341,7 @@ def stored(model: nn.Module, converted: nn.Module) -> nn.Module:
     return converted if len(layers(converted)) >= len(layers(model)) else model
 
 
-def _splits(run) -> dict:
+def splits(run) -> dict:
     return {name: split for name in ("val", "test") if (split := getattr(run.dataset, name)) is not None}
 
 
@@ -351,19 +351,19 @@ def _measures(run, model: nn.Module | None) -> dict | None:
     model.eval()
     return {
         f"{name}_{key}": value
-        for name, split in _splits(run).items()
+        for name, split in splits(run).items()
         for key, value in measures(*run.predict(split, model.eval()), run.dataset.task).items()
     }
 
 
-def _compare(run, fake: dict, deployed: dict) -> None:
-    for name, split in _splits(run).items():
-        key = next(key for key in fake if key.startswith(f"{name}_"))  # accuracy where there is one
-        trained, stored = fake[key], deployed[key]
+def compare(run, one: dict, other: dict, names: tuple[str, str]) -> None:
+    """Raises RuntimeError where their measures differ by more than rounding explains."""
+    for name, split in splits(run).items():
+        key = next(key for key in one if key.startswith(f"{name}_"))  # accuracy where there is one
+        trained, stored = one[key], other[key]
         if not abs(trained - stored) <= max(SAMPLES / len(split), SHARE * max(1, abs(trained))):
             raise RuntimeError(
-                f"what was deployed is not what was trained: {key} {trained:.4f} fake-quantized, {stored:.4f} with the "
-                f"integers of {FILE}"
+                f"what was deployed is not what was trained: {key} {trained:.4f} {names[0]}, {stored:.4f} {names[1]}"
             )
 
 

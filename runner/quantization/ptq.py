@@ -27,8 +27,8 @@ class PTQ(LSQ):
 
     Quantizers are those of `runner.quantization.fake`. As in the paper's recipe ranges are those with the least squared
     error. Weights are symmetric on one grid for a tensor; `channels` and `affine` are what the paper advises where that
-    is not enough. Training, its records and its checkpoints are those of quantization=none; what is quantized is under
-    `quantization` in result.json.
+    is not enough. Training, its records and its checkpoints are those of quantization=none; with `checkpoint=` there is
+    no training. What is quantized is under `quantization` in result.json.
 
     Parameters
     ----------
@@ -42,6 +42,8 @@ class PTQ(LSQ):
     ValueError
         `affine` with `range=lsq` or one bit; from `prepare`, no layer to quantize.
     """
+
+    after = True
 
     def __init__(
         self,
@@ -80,6 +82,11 @@ class PTQ(LSQ):
             with settled(full):
                 self.fit(full, quantized, batch)
         return quantized
+
+    def frame(self, model: nn.Module, batch: Batch) -> nn.Module:
+        plain = copy.copy(self)
+        plain.fit = lambda *_: None
+        return PTQ.convert(plain, model, batch)
 
     def fit(self, full: nn.Module, quantized: nn.Module, batch: Batch) -> None:
         """Improve `quantized`, which is `full` rounded to nearest, in place."""

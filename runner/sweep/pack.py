@@ -46,6 +46,7 @@ def groups(cells: list[Cell]) -> list[list[Cell]]:
 def structure(config: dict) -> dict:
     """The config with a placeholder for every number that replicas may differ in."""
     same = {key: value for key, value in config.items() if key not in ("seed", "sweep", "choices", *SINGLES, *LISTS)}
+    same["checkpoint"] = same.get("checkpoint") is not None  # whether: the weights may be different ones
     for group in SINGLES:
         same[group] = _structure(config[group], group)
     for group in LISTS:

@@ -251,6 +251,8 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 def settings(config: dict) -> dict[str, Any]:
     """What a run computes apart from its seed, as dotted keys. A group counts by its option's name, first."""
     kept = {key: value for key, value in config.items() if key not in APART and key not in ("seed", "train")}
+    if kept.get("checkpoint") is None:  # runs of before there was one are the same
+        kept.pop("checkpoint", None)
     kept["train"] = {key: value for key, value in config.get("train", {}).items() if key not in APART_TRAIN}
     choices = {group: option for group, option in config.get("choices", {}).items() if group not in APART}
     return {**choices, **flatten(kept)}

@@ -1,0 +1,159 @@
+"""`checkpoint=`: a run that starts from the weights of another one."""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner import checkpoint
+from runner.build import ConfigError, locate
+from runner.loss import Loss
+from runner.quantization.none import Identity
+from runner.record import read_config
+
+SHOWN = 3  # tensors that a message names
+
+
+class Start:
+    """The weights of a run as it evaluates them, an average of them where a hook keeps one.
+
+    Parameters
+    ----------
+    where : a run's folder, which means its last.pt, what the measures of its last epoch and what post-training
+        quantization at its end are of; or a checkpoint in it, such as best_val.pt.
+
+    Raises
+    ------
+    ConfigError
+        There is none, or its network was trained quantized.
+    """
+
+    def __init__(self, where: str):
+        self.where, self.path = where, find(where)
+        state = self._load()
+        self.step: int = state.get("step", state.get("count"))
+        shown = state.get("shown", state)
+        self.model: dict[str, Tensor] = dict(shown["model"])
+        self.loss: dict[str, Tensor] = {**state["loss"], **shown["loss"]}
+        config = self.path.parent / ".hydra" / "config.yaml"
+        self.config: dict[str, Any] = read_config(self.path.parent) if config.exists() else {}
+        self._refuse_quantized()
+
+    def _load(self) -> dict:
+        try:
+            state = checkpoint.load(self.path)
+        except Exception as error:  # whatever torch and pickle make of a file that is something else
+            raise ConfigError(f"checkpoint={self.where}: {self.path.name} is no checkpoint, or damaged") from error
+        if not isinstance(state, dict) or not {"model", "loss"} <= state.keys():
+            raise ConfigError(f"checkpoint={self.where}: {self.path.name} does not hold the weights of a run")
+        return state
+
+    def _refuse_quantized(self) -> None:
+        option = self.config.get("choices", {}).get("quantization", "")
+        if self.config:
+            kind = locate(self.config["quantization"]["_target_"], "quantization")
+            trained = not (kind.after or kind is Identity)
+        else:  # a file alone: its tensors tell of most options
+            trained = any(part in f".{name}." for name in self.model for part in (".quantize_", ".factors."))
+        if trained:
+            with_ = f" with quantization={option}" if option else ""
+            raise ConfigError(
+                f"checkpoint={self.where}: its network was trained quantized{with_}; start from one in full precision"
+            )
+
+    def digest(self) -> str:
+        """Of the weights alone: the same wherever the file lies and whenever it was written."""
+        found = hashlib.sha256()
+        for part in (self.model, self.loss):
+            for name, tensor in sorted(part.items()):
+                found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy())
+        return found.hexdigest()[:10]
+
+    def into_model(self, model: nn.Module) -> None:
+        """Raises ConfigError where it is another model: the tensors that differ, here and there."""
+        here, there = ({name: tuple(t.shape) for name, t in part.items()} for part in (model.state_dict(), self.model))
+        wrong = [
+            f"{name} {_shape(there.get(name))} there and {_shape(here.get(name))} here"
+            for name in (*here, *(there.keys() - here.keys()))
+            if here.get(name) != there.get(name)
+        ]
+        if wrong:
+            more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+            raise ConfigError(
+                f"checkpoint={self.where}: another model{self._of('model', 'dataset')}: "
+                f"{', '.join(wrong[:SHOWN])}{more}"
+            )
+        model.load_state_dict(self.model)
+
+    @torch.no_grad()
+    def into_loss(self, loss: Loss, name: str, trains: bool) -> dict[str, list[str]]:
+        """Load the loss's own parameters, where it has those of the checkpoint in name and shape. Its memories, which
+        are of the samples of another run, are left out.
+
+        Returns the tensors that were `left_out` and those that are `fresh`, at their own start.
+
+        Raises
+        ------
+        ConfigError
+            Nothing is to be trained, and the logits are made by a loss whose weights are not the same here and there.
+        """
+        own = dict(loss.named_parameters())
+        fits = all(key in self.loss and self.loss[key].shape == value.shape for key, value in own.items())
+        for key, value in own.items() if fits else ():
+            value.copy_(self.loss[key])
+        left_out = [key for key in self.loss if not (fits and key in own)]
+        fresh = [] if fits else list(own)
+        if not trains and fresh and _has_head(type(loss)):
+            raise ConfigError(
+                f"checkpoint={self.where}: loss={name} makes the logits with weights of its own, "
+                f"{', '.join(fresh)}, which are not there{self._of('loss')}; without training they mean nothing"
+            )
+        source = self.config.get("loss", {}).get("_target_")
+        if not trains and not own and self.loss and source and _has_head(locate(source, "loss")):
+            raise ConfigError(
+                f"checkpoint={self.where}: its logits are made by the loss{self._of('loss')}, which has weights of "
+                f"its own, {', '.join(self.loss)}; choose the same loss"
+            )
+        return {"left_out": left_out, "fresh": fresh}
+
+    def _of(self, *groups: str) -> str:
+        choices = self.config.get("choices", {})
+        shown = " ".join(f"{group}={choices[group]}" for group in groups if group in choices)
+        return f" ({shown})" if shown else ""
+
+
+def find(where: str) -> Path:
+    path = Path(where).expanduser().absolute()
+    if not path.exists():
+        raise ConfigError(f"checkpoint={where}: there is no such file or folder")
+    if path.is_dir():
+        path = path / "last.pt"
+        if not path.exists():
+            raise ConfigError(
+                f"checkpoint={where}: no weights in it, no last.pt; give the folder of a run, outputs/<name>/<run id>"
+            )
+    return path
+
+
+def digest(where: str) -> str:
+    """`Start(where).digest()`, read once for every state of the file: a sweep asks for each of its runs."""
+    path = find(where)
+    at = path.stat()
+    return _digest(where, path, at.st_mtime_ns, at.st_size)
+
+
+@lru_cache(maxsize=256)
+def _digest(where: str, path: Path, *state: int) -> str:
+    return Start(where).digest()
+
+
+def _has_head(kind: type) -> bool:
+    return getattr(kind, "head", Loss.head) is not Loss.head
+
+
+def _shape(shape: tuple | None) -> str:
+    return "is not" if shape is None else f"is {shape}"

@@ -21,9 +21,9 @@ Several = Annotated[int, Range(2, 8)]
 def rectified(v: Tensor) -> tuple[Tensor, Tensor]:
     """h(V), equation 23, and its derivative."""
     sigmoid = v.sigmoid()
-    h = sigmoid * (ZETA - GAMMA) + GAMMA
-    slope = (ZETA - GAMMA) * sigmoid * (1 - sigmoid) * ((h > 0) & (h < 1))
-    return h.clamp(0, 1), slope
+    h = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA).mul_((h > 0) & (h < 1))
+    return h.clamp_(0, 1), slope
 
 
 def start(rest: Tensor) -> Tensor:
@@ -119,21 +119,24 @@ class AdaRound(PTQ):
             scale, low, high = layer.quantize_w.present()
             wanted, v = act(wanted), layer.weight / scale
             floor = v.floor()
+            free = (floor >= low) & (floor < high)  # the others are on a bound of the grid wherever h is
+            bound, unit = torch.clamp(floor, low, high) * scale, free * scale
         draw = torch.Generator().manual_seed(0)
         v = start(v - floor)
         optimizer = torch.optim.Adam([v], self.lr, fused=True)
-        for step in range(self.steps):
+        for step in range(self.steps):  # derivatives by hand: a third of the time
             rows = torch.randperm(len(x), generator=draw)[: self.samples].to(x.device)
-            h, slope = rectified(v)  # derivatives by hand: half the time, as weights outnumber a batch's outputs
-            level = floor + h
-            w = (torch.clamp(level, low, high) * scale).requires_grad_()
+            h, slope = rectified(v)
+            w = torch.addcmul(bound, h, unit).requires_grad_()
             with torch.enable_grad():
-                loss = (act(output(layer, x[rows], w)) - wanted[rows]).square().sum(axis).mean()
-            (by_w,) = torch.autograd.grad(loss, w)
-            by_h = by_w * scale * ((level >= low) & (level <= high))
+                made = output(layer, x.index_select(0, rows), w)
+            y = act(made.detach())
+            off = y - wanted.index_select(0, rows)
+            (by_w,) = torch.autograd.grad(made, w, off.mul_(y > 0) if rectify else off)
+            by_h = (by_w * unit).mul_(2 * made.shape[axis] / made.numel())
             if (beta := annealed(step, self.steps, self.warm, HIGH, LOW)) is not None:
-                by_h += self.weight * pull(h, beta)
-            v.grad = by_h * slope
+                by_h.add_(pull(h, beta), alpha=self.weight)
+            v.grad = by_h.mul_(slope)
             optimizer.step()
         with torch.no_grad():
             q = torch.clamp(floor + (rectified(v)[0] >= 0.5), low, high)

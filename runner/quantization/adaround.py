@@ -21,9 +21,10 @@ Several = Annotated[int, Range(2, 8)]
 def rectified(v: Tensor) -> tuple[Tensor, Tensor]:
     """h(V), equation 23, and its derivative."""
     sigmoid = v.sigmoid()
-    h = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
-    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA).mul_((h > 0) & (h < 1))
-    return h.clamp_(0, 1), slope
+    stretched = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
+    h = stretched.clamp(0, 1)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA)
+    return h, slope.mul_(h == stretched)
 
 
 def start(rest: Tensor) -> Tensor:
@@ -33,8 +34,8 @@ def start(rest: Tensor) -> Tensor:
 
 def pull(h: Tensor, beta: float) -> Tensor:
     """The derivative of the regulariser by h: d (1 - |2h - 1|^beta) / dh, equation 24."""
-    t = 2 * h - 1
-    return -2 * beta * t.sign() * t.abs().pow(beta - 1)
+    t = (2 * h).sub_(1)
+    return t.abs().pow_(beta - 2).mul_(t).mul_(-2 * beta)
 
 
 def annealed(step: int, steps: int, warm: float, high: float, low: float) -> float | None:
@@ -129,11 +130,9 @@ class AdaRound(PTQ):
             h, slope = rectified(v)
             w = torch.addcmul(bound, h, unit).requires_grad_()
             with torch.enable_grad():
-                made = output(layer, x.index_select(0, rows), w)
-            y = act(made.detach())
-            off = y - wanted.index_select(0, rows)
-            (by_w,) = torch.autograd.grad(made, w, off.mul_(y > 0) if rectify else off)
-            by_h = (by_w * unit).mul_(2 * made.shape[axis] / made.numel())
+                y = act(output(layer, x.index_select(0, rows), w))
+            (by_w,) = torch.autograd.grad(y, w, y.detach() - wanted.index_select(0, rows))
+            by_h = (by_w * unit).mul_(2 * y.shape[axis] / y.numel())
             if (beta := annealed(step, self.steps, self.warm, HIGH, LOW)) is not None:
                 by_h.add_(pull(h, beta), alpha=self.weight)
             v.grad = by_h.mul_(slope)

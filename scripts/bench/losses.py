@@ -22,6 +22,7 @@ implementation is below `forward`: plain steps, each with one more forward pass,
 in sam.md."""
 PACKAGES = ()
 BINARY = ("anyloss", "ensloss")  # losses for two classes
+COMMON = ("optim.lr=0.001",)  # labels are random: with the default some losses leave the range of fp32
 TOGETHER = 10  # arms, each of which takes almost a GiB
 EPOCHS = {replace(LENET, train=256, test=64): 16, replace(RESNET, train=64, test=64): 4}  # four epochs a measurement
 TERMS = {"saf": ("hook=saf", "hook.saf.start=0"), "mesa": ("hook=mesa", "hook.mesa.start=0")}
@@ -57,7 +58,7 @@ def measure(
     rows, notes = [], []
 
     def add(where: Case, count: int, base: str, others: dict[str, tuple], most: dict[str, float]) -> None:
-        arms = {base: (Steps, where, count), **others}
+        arms = {base: (Steps, where, count, "cpu", COMMON), **others}
         found = compare.several(where, arms, most, rounds, count, threads)
         rows.extend(found[0]), notes.extend(found[1])
 
@@ -67,9 +68,11 @@ def measure(
     if binary := [name for name in losses if name in BINARY]:
         parts.append((replace(case, name=f"{case.name}, two classes", classes=2), binary))
     for where, part in parts:
-        arms = {name: (Steps, where, steps, "cpu", (f"loss={name}",)) for name in part}
+        arms = {name: (Steps, where, steps, "cpu", (*COMMON, f"loss={name}")) for name in part}
         add(where, steps, "ce", arms, dict.fromkeys(part, 1.15))
     for where, count in epochs.items():
-        arms = {name: (Steps, where, count, "cpu", words) for name, words in TERMS.items()}
-        add(where, count, "sgd", {**arms, "forward": (Forward, where, count)}, dict.fromkeys(TERMS, 1.25))
+        arms = {name: (Steps, where, count, "cpu", (*COMMON, *words)) for name, words in TERMS.items()}
+        add(
+            where, count, "sgd", {**arms, "forward": (Forward, where, count, "cpu", COMMON)}, dict.fromkeys(TERMS, 1.25)
+        )
     return rows, notes

@@ -60,8 +60,7 @@ class Inputs(nn.Module):
 class Clipped(torch.autograd.Function):
     """round(steps * x) * unit with x clipped to [low, 1], straight through the rounding; without steps its sign.
 
-    As one function it saves x and nothing else, where autograd would also save what was clipped, as flags: compiled,
-    those cost more than the rest of the quantizer.
+    Both bounds pass the gradient on, as in the authors' framework; what torch.clamp does there depends on its version.
     """
 
     generate_vmap_rule = True
@@ -81,7 +80,9 @@ class Clipped(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple:
         (x,) = ctx.saved_tensors
-        return (grad * ctx.slope).mul_((x >= ctx.low) & (x <= 1.0)), None, None, None
+        # numbers, as torch.compile would keep flags from the forward pass, at the price of as much again as the step
+        outside = (x - x.clamp(ctx.low, 1.0)).abs().sign()
+        return (grad * ctx.slope).mul_(1 - outside), None, None, None
 
 
 class DoReFa(Transform):

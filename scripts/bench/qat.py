@@ -2,6 +2,7 @@
 
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,9 +50,10 @@ def measure(
         notes.append("Not measured: steps with train.compile, which needs a C++ compiler.")
     for case, count in cases.items():
         for mode, (common, most) in modes.items():
-            arms = {f"full precision{mode}": (Steps, case, count, "cpu", common)}
-            arms |= {f"{name}{mode}": (Steps, case, count, "cpu", (*common, *own)) for name, own in WORDS.items()}
-            found = compare.several(case, arms, dict.fromkeys(arms, most), rounds, count, threads)
+            where = replace(case, name=f"{case.name}{mode}")
+            arms = {"full precision": (Steps, where, count, "cpu", common)}
+            arms |= {name: (Steps, where, count, "cpu", (*common, *own)) for name, own in WORDS.items()}
+            found = compare.several(where, arms, dict.fromkeys(WORDS, most), rounds, count, threads)
             rows, notes = rows + found[0], notes + found[1]
     case, words, times, several = rounding
     seconds = [once(Rounding, case, words, threads=several) for _ in range(times)]

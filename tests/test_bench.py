@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.bench import __main__ as command
-from scripts.bench import augment, compare, gpu, loop, report, rounds, sam, start
+from scripts.bench import augment, compare, gpu, loop, losses, qat, report, rounds, sam, start
 from scripts.bench import compile as compiling
 from scripts.bench.byhand import ByHand
 from scripts.bench.cases import LENET, MLP, Fit
@@ -148,6 +148,23 @@ def test_the_hand_written_loop_does_the_same_work():
 def test_augment_and_sam():
     check(augment.measure(cases={TINY_LENET: 2}, rounds=(2, 1)), rows=1)
     check(sam.measure(cases={TINY: 2, TINY_LENET: 1}, rounds=(1, 1)), rows=2)
+
+
+@pytest.mark.usefixtures("here")
+def test_losses():
+    """One for each kind of labels, and two sizes of epochs."""
+    some = ["elr", "ldam", "asl_multilabel", "conr", "ensloss"]
+    found = losses.measure(case=TINY_LENET, steps=1, losses=some, epochs={TINY: 5, TINY_LENET: 4}, rounds=(1, 1))
+    check(found, rows=len(some) + 2 * 3)
+
+
+@pytest.mark.usefixtures("here")
+def test_quantization(monkeypatch):
+    monkeypatch.setattr(qat.shutil, "which", lambda name: None)
+    short = ("quantization.steps=2", "quantization.calibration=16")
+    found = qat.measure(cases={TINY_LENET: 1}, rounds=(1, 1), rounding=(TINY_LENET, short, 1, 1))
+    check(found, rows=2)
+    assert "adaround of tiny lenet, 1 threads" in found[1][-1]
 
 
 def test_compile_needs_a_compiler(monkeypatch):

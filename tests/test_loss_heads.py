@@ -170,24 +170,26 @@ def potential(block, x):
     def softplus(a):
         return np.logaddexp(0, a)
 
-    def affine(linear, a):
-        return linear.weight.detach().numpy() @ a + (0 if linear.bias is None else linear.bias.detach().numpy())
-
-    def positive(linear, a):
-        bias = 0 if linear.bias is None else linear.bias.detach().numpy()
-        return (softplus(linear.weight.detach().numpy()) @ a + bias) / len(a)
+    (outer, outside), (shift, bias) = map(arrays, (block.outer.parameters(), (block.shift, block.bias)))
+    inner, scale, skip = arrays((block.inner.weight, block.scale, block.skip.weight))
+    depth, half = len(bias) + 1, bias.shape[1]
+    hidden = 2 * half
 
     def norm(a, shift, scale):
-        return (a + shift) * (np.exp(scale.detach().numpy()) + 0.001)
+        return (a + shift) * (np.exp(scale) + 0.001)
 
-    z = softplus(affine(block.first, x))
-    for inner, across, beside, shift, scale in zip(
-        block.inner, block.across, block.beside, block.shift, block.scale[:-1], strict=True
-    ):
-        here = softplus(norm(positive(inner, z) + affine(across, x), shift.detach().numpy(), scale))
-        z = np.concatenate([here, softplus(affine(beside, x))])
-    g = norm(positive(block.last, z) + affine(block.skip, x), 0, block.scale[-1]).item()
+    z = softplus(outer[:hidden] @ x + outside[:hidden])
+    for layer in range(1, depth):
+        own, rows = slice(layer * hidden, (layer + 1) * hidden), slice((layer - 1) * half, layer * half)
+        across, beside = np.split(outer[own] @ x + outside[own], 2)
+        positive = (softplus(inner[rows]) @ z + bias[layer - 1]) / hidden
+        z = softplus(np.concatenate([norm(positive + across, shift[layer - 1], scale[rows]), beside]))
+    g = norm(softplus(inner[-1]) @ z / hidden + skip[0] @ x, 0, scale[-1])
     return softplus(block.w1.item()) * g + softplus(block.w0.item()) * (x**2).sum() / 2
+
+
+def arrays(tensors):
+    return [tensor.detach().numpy() for tensor in tensors]
 
 
 def link(depth=4, hidden=4, blocks=1, classes=4):

@@ -48,9 +48,13 @@ class CSIB(Loss):
         z = wide(out.logits).squeeze(-1)
         y = batch.y.to(z.dtype)
         x, f = (self._kernel(part.flatten(1).to(z.dtype)) for part in (batch.x, out.features))
-        divergence = self._conditional(x, y, y) + self._conditional(x, z, z) - 2 * self._conditional(x, z, y)
-        scale = (information(x, x) * information(f, f)).clamp_min(SMALL**2).sqrt()
-        return (divergence / log(2) + self.beta * information(x, f) / scale).expand(z.shape)
+        rows_x, rows_f, square = x.logsumexp(-1), f.logsumexp(-1), (2 * x).logsumexp(-1)
+        yy, zz, zy = (self._conditional(x, square, a, b) for a, b in ((y, y), (z, z), (z, y)))
+        divergence = yy + zz - 2 * zy
+        own = information(square, rows_x, rows_x) * information((2 * f).logsumexp(-1), rows_f, rows_f)
+        shared = information((x + f).logsumexp(-1), rows_x, rows_f)
+        scale = own.clamp_min(SMALL**2).sqrt()
+        return (divergence / log(2) + self.beta * shared / scale).expand(z.shape)
 
     def _kernel(self, a: Tensor) -> Tensor:
         """The logarithm of the Gram matrix of (N, D), for the extremes: (N, N)."""
@@ -59,13 +63,13 @@ class CSIB(Loss):
         distance = (square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * a @ a.mT).clamp_min(0)
         return -distance / (2 * self.sigma**2)
 
-    def _conditional(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """ln S(ab)."""
+    def _conditional(self, x: Tensor, square: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """ln S(ab); square is ln sum_j Kx_ij^2."""
         pairs = -(a.unsqueeze(-1) - b.unsqueeze(-2)).square() / (2 * self.sigma**2)
-        return ((x + pairs).logsumexp(-1) - (2 * x).logsumexp(-1)).logsumexp(-1)
+        return ((x + pairs).logsumexp(-1) - square).logsumexp(-1)
 
 
-def information(a: Tensor, b: Tensor) -> Tensor:
-    """I(a; b) in nats, of the logarithms of two Gram matrices (N, N). The powers of N cancel: -2 - 4 + 2 * 3 = 0."""
-    joint, apart = (a + b).flatten().logsumexp(0), a.flatten().logsumexp(0) + b.flatten().logsumexp(0)
-    return joint + apart - 2 * (a.logsumexp(0) + b.logsumexp(0)).logsumexp(0)
+def information(joint: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """I(a; b) in nats, of the logarithms of the row sums (N,) of Ka * Kb, Ka and Kb, which are symmetric. The powers of
+    N cancel: -2 - 4 + 2 * 3 = 0."""
+    return joint.logsumexp(0) + a.logsumexp(0) + b.logsumexp(0) - 2 * (a + b).logsumexp(0)

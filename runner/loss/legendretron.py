@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
+from runner.loss import Loss, wide
+from runner.loss.ce import CrossEntropy
 from runner.schema import Count
 
 
@@ -38,18 +39,19 @@ class LegendreTron(Loss):
             raise ValueError(f"loss.hidden={hidden}: must be even, half of a layer comes from the layer before")
         if classes < 2:
             raise ValueError("loss=legendretron needs two classes or more")
+        self.entropy = CrossEntropy()
         self.blocks = nn.ModuleList(Potential(classes - 1, hidden, depth) for _ in range(blocks))
 
     def head(self, out: Output) -> Output:
         logits = wide(out.logits)
-        scores = logits[..., :-1] - logits[..., -1:]
+        scores, last = logits.split([logits.shape[-1] - 1, 1], -1)
+        scores = scores - last
         for block in self.blocks:
             scores = block(scores)
         return Output(F.log_softmax(F.pad(scores, (0, 1)), -1), out.features)
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
-        logits = wide(out.logits)
-        return -(soft_targets(batch.y, logits) * F.log_softmax(logits, -1)).sum(-1)
+        return self.entropy(out, batch)
 
 
 class Potential(nn.Module):
@@ -61,42 +63,38 @@ class Potential(nn.Module):
 
     U_l, V_l, W_0 and P_l have biases; H is the width of z. softplus(P) >= 0 and the activations are convex and
     increasing, so that g is convex (Amos et al., ICML 2017, arXiv:1609.07152). Written out, the gradient is one pass of
-    plain operations, which evaluation and vmap take as it is.
+    plain operations, which evaluation and vmap take as it is. Their number is what costs time, so each is of all
+    layers where it can be: with V_l x, which stands alone, go rows of zeros for P_l and the factor 1 for N_l.
     """
 
     def __init__(self, size: int, hidden: int, depth: int):
         super().__init__()
         half = hidden // 2
-        self.first = nn.Linear(size, hidden)
-        self.inner = nn.ModuleList(nn.Linear(hidden, half) for _ in range(depth - 1))  # P_l
-        self.across = nn.ModuleList(nn.Linear(size, half) for _ in range(depth - 1))  # U_l
-        self.beside = nn.ModuleList(nn.Linear(size, half) for _ in range(depth - 1))  # V_l
-        self.last = nn.Linear(hidden, 1, bias=False)  # P
+        self.outer = nn.Linear(size, depth * hidden)  # W_0, then U_l and V_l by turns
+        self.inner = nn.Linear(hidden, (depth - 1) * half + 1, bias=False)  # P_l, and last P
+        self.bias = nn.Parameter(torch.empty(depth - 1, half).uniform_(-1, 1) * hidden**-0.5)  # of P_l, as of a Linear
+        self.shift = nn.Parameter(torch.zeros(depth - 1, half))  # b of N_l
+        self.scale = nn.Parameter(torch.zeros((depth - 1) * half + 1))  # r of N_l, and last of N
         self.skip = nn.Linear(size, 1, bias=False)  # q
-        self.shift = nn.ParameterList(torch.zeros(half) for _ in range(depth - 1))  # b of N_l
-        self.scale = nn.ParameterList([*(torch.zeros(half) for _ in range(depth - 1)), torch.zeros(1)])  # r
         self.w1, self.w0 = nn.Parameter(torch.randn(1)), nn.Parameter(torch.randn(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        width = self.first.out_features
-        begin = self.first(x)
-        z, layers = F.softplus(begin), []
-        *scales, top = self.scale  # not a slice, which would be a copy that is not trained
-        for inner, across, beside, shift, scale in zip(
-            self.inner, self.across, self.beside, self.shift, scales, strict=True
-        ):
-            positive, factor = F.softplus(inner.weight) / width, scale.exp() + 0.001
-            here = factor * (F.linear(z, positive, inner.bias / width) + across(x) + shift)
-            other = beside(x)
-            z = torch.cat([F.softplus(here), F.softplus(other)], -1)
-            layers.append((here, other, positive, factor, across, beside))
-        factor = top.exp() + 0.001
-        slope = factor * self.skip.weight.squeeze(0)
-        back = (factor * F.softplus(self.last.weight.squeeze(0)) / width).expand_as(z)
-        for here, other, positive, factor, across, beside in reversed(layers):
-            first, second = back.chunk(2, -1)
-            first, second = first * here.sigmoid() * factor, second * other.sigmoid()
-            slope = slope + first @ across.weight + second @ beside.weight
-            back = first @ positive
-        slope = slope + (back * begin.sigmoid()) @ self.first.weight
-        return F.softplus(self.w1) * slope + F.softplus(self.w0) * x
+        (inner, half), width = self.bias.shape, self.inner.in_features
+        count = [inner * half, 1]
+        factor = self.scale.exp() + 0.001
+        positive, last = (F.softplus(self.inner.weight) * (factor / width).unsqueeze(-1)).split(count)
+        factor, top = factor.split(count)
+        factor = F.pad(factor.view(inner, half), (0, half, 1, 0), value=1.0).flatten()
+        shift = F.pad(torch.add(self.shift, self.bias, alpha=1 / width), (0, half, 1, 0)).flatten()
+        outer = self.outer.weight * factor.unsqueeze(-1)
+        begin, *rest = F.linear(x, outer, (self.outer.bias + shift) * factor).unflatten(-1, (-1, width)).unbind(-2)
+        matrices = F.pad(positive.view(inner, half, width), (0, 0, 0, half)).unbind()
+        layers = [begin]
+        for matrix, other in zip(matrices, rest, strict=True):
+            layers.append(F.linear(F.softplus(layers[-1]), matrix) + other)
+        weight = F.softplus(self.w1)
+        slopes = [weight * last.squeeze(0) * layers[-1].sigmoid()]
+        for matrix, layer in zip(reversed(matrices), reversed(layers[:-1]), strict=True):
+            slopes.append(slopes[-1] @ matrix * layer.sigmoid())
+        slope = torch.cat(slopes[::-1], -1) @ outer + weight * top * self.skip.weight.squeeze(0)
+        return slope + F.softplus(self.w0) * x

@@ -21,9 +21,10 @@ Several = Annotated[int, Range(2, 8)]
 def rectified(v: Tensor) -> tuple[Tensor, Tensor]:
     """h(V), equation 23, and its derivative."""
     sigmoid = v.sigmoid()
-    h = sigmoid * (ZETA - GAMMA) + GAMMA
-    slope = (ZETA - GAMMA) * sigmoid * (1 - sigmoid) * ((h > 0) & (h < 1))
-    return h.clamp(0, 1), slope
+    stretched = (sigmoid * (ZETA - GAMMA)).add_(GAMMA)
+    h = stretched.clamp(0, 1)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(ZETA - GAMMA)
+    return h, slope.mul_(h == stretched)
 
 
 def start(rest: Tensor) -> Tensor:
@@ -33,8 +34,8 @@ def start(rest: Tensor) -> Tensor:
 
 def pull(h: Tensor, beta: float) -> Tensor:
     """The derivative of the regulariser by h: d (1 - |2h - 1|^beta) / dh, equation 24."""
-    t = 2 * h - 1
-    return -2 * beta * t.sign() * t.abs().pow(beta - 1)
+    t = (2 * h).sub_(1)
+    return t.abs().pow_(beta - 2).mul_(t).mul_(-2 * beta)
 
 
 def annealed(step: int, steps: int, warm: float, high: float, low: float) -> float | None:
@@ -119,21 +120,22 @@ class AdaRound(PTQ):
             scale, low, high = layer.quantize_w.present()
             wanted, v = act(wanted), layer.weight / scale
             floor = v.floor()
+            free = (floor >= low) & (floor < high)  # the others are on a bound of the grid wherever h is
+            bound, unit = torch.clamp(floor, low, high) * scale, free * scale
         draw = torch.Generator().manual_seed(0)
         v = start(v - floor)
         optimizer = torch.optim.Adam([v], self.lr, fused=True)
-        for step in range(self.steps):
+        for step in range(self.steps):  # derivatives by hand: a third of the time
             rows = torch.randperm(len(x), generator=draw)[: self.samples].to(x.device)
-            h, slope = rectified(v)  # derivatives by hand: half the time, as weights outnumber a batch's outputs
-            level = floor + h
-            w = (torch.clamp(level, low, high) * scale).requires_grad_()
+            h, slope = rectified(v)
+            w = torch.addcmul(bound, h, unit).requires_grad_()
             with torch.enable_grad():
-                loss = (act(output(layer, x[rows], w)) - wanted[rows]).square().sum(axis).mean()
-            (by_w,) = torch.autograd.grad(loss, w)
-            by_h = by_w * scale * ((level >= low) & (level <= high))
+                y = act(output(layer, x.index_select(0, rows), w))
+            (by_w,) = torch.autograd.grad(y, w, y.detach() - wanted.index_select(0, rows))
+            by_h = (by_w * unit).mul_(2 * y.shape[axis] / y.numel())
             if (beta := annealed(step, self.steps, self.warm, HIGH, LOW)) is not None:
-                by_h += self.weight * pull(h, beta)
-            v.grad = by_h * slope
+                by_h.add_(pull(h, beta), alpha=self.weight)
+            v.grad = by_h.mul_(slope)
             optimizer.step()
         with torch.no_grad():
             q = torch.clamp(floor + (rectified(v)[0] >= 0.5), low, high)

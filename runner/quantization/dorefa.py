@@ -50,11 +50,39 @@ class Inputs(nn.Module):
         self.bits, self.signed = bits, signed
 
     def forward(self, x: Tensor) -> tuple[Tensor, float]:
-        x = wide(x).clamp(-1.0 if self.signed else 0.0, 1.0)
+        x = wide(x)
         if self.signed and self.bits == 1:
-            return straight(sign(x), x), 1.0
+            return Clipped.apply(x, -1.0, None, 1.0), 1.0
         steps, unit = 2 ** (self.bits - self.signed) - 1, 2.0**-self.bits
-        return straight((steps * x).round(), steps * x) * unit, 1 / (steps * unit)
+        return Clipped.apply(x, -1.0 if self.signed else 0.0, steps, unit), 1 / (steps * unit)
+
+
+class Clipped(torch.autograd.Function):
+    """round(steps * x) * unit with x clipped to [low, 1], straight through the rounding; without steps its sign.
+
+    Both bounds pass the gradient on, as in the authors' framework; what torch.clamp does there depends on its version.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, low: float, steps: int | None, unit: float) -> Tensor:
+        if steps is None:
+            return sign(x) * unit
+        return x.clamp(low, 1.0).mul_(steps).round_().mul_(unit)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.low, steps, unit = inputs
+        ctx.slope = unit if steps is None else unit * steps
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple:
+        (x,) = ctx.saved_tensors
+        # numbers, as torch.compile would keep flags from the forward pass, at the price of as much again as the step
+        outside = (x - x.clamp(ctx.low, 1.0)).abs().sign()
+        return (grad * ctx.slope).mul_(1 - outside), None, None, None
 
 
 class DoReFa(Transform):

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from runner import distributed
+from runner.build import locate
 from runner.config import Train, check_all
 from runner.dataset import Dataset, Split
 from runner.record import Record
@@ -78,10 +79,11 @@ class MadeUp(Dataset):
 
 def build(case: Case, *overrides: str, device: str, folder: Path) -> tuple[Trainer, dict]:
     """The trainer of `python -m runner *overrides` for this case, with the record that the command would keep; and its
-    config. fp32 where the overrides do not say otherwise."""
+    config. fp32 where the overrides do not say otherwise; labels are of the kind that the loss is defined for."""
     words = (f"model={case.model}", f"train.batch_size={case.batch_size}", f"train.epochs={case.epochs}")
     config = copy.deepcopy(compose(*words, f"device={device}", "train.precision=fp32", *overrides))
-    sizes = {"train": case.train, "test": case.test, "shape": list(case.shape), "classes": case.classes}
+    task = locate(config["loss"]["_target_"], "loss").tasks[0]
+    sizes = {"train": case.train, "test": case.test, "shape": list(case.shape), "classes": case.classes, "task": task}
     config["dataset"] = {"_target_": f"{__name__}.MadeUp", "val": 0.0, **sizes}
     check_all(config)
     train, where = Train(**config["train"]), distributed.device(device)

@@ -57,5 +57,25 @@ def steps(
     return rows, notes
 
 
+def several(
+    case: Case, arms: dict[str, tuple], most: dict[str, float], rounds: tuple[int, int], count: int, threads: int = 1
+) -> Found:
+    """The time of a step of every arm over one of the first; printed as found.
+
+    most : the targets, of arms that have one. rounds : and turns in each. count : steps of one measurement.
+    """
+    seconds = take_turns(arms, *rounds, threads)
+    base, *others = arms
+    control = Ratio.of(seconds[CONTROL], seconds[base])
+    rows = []
+    for other in others:
+        target = Target(most[other], at_least=False) if other in most else None
+        ratio = Ratio.of(seconds[other], seconds[base])
+        rows.append(Row(f"{case.name}: time of {other} over {base}", ratio, control, target))
+        print(rows[-1].cells(), flush=True)
+    times = medians(seconds, "step", count)
+    return rows, [f"{case.name}, batch {case.batch_size}; {_rounds(rounds)} of {count} steps; {times}"]
+
+
 def _rounds(rounds: tuple[int, int]) -> str:
     return f"{rounds[0]} rounds of {rounds[1]} turns"

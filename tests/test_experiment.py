@@ -166,6 +166,28 @@ def test_paper_and_ours_by_hand(call, tmp_path):
     assert r"83.25 $\pm$ 1.00 (se, n=4)" in (folder / "table.tex").read_text()
 
 
+def test_without_printed_numbers_a_row_is_a_line(call, edited, tmp_path):
+    def change(node):
+        for arm in node["rows"].values():
+            arm.pop("paper", None)
+
+    status, out, _ = call(mine=edited(change), run=Stand(fails=[("focal", 0)]))
+    assert status == 1
+    assert "inside" not in out
+    assert "\npaper:" not in out
+    text = (tmp_path / "out" / "example_digits" / "table.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert lines[0] == ["row", "test (%)", "NLL", "n"]
+    # 75, 79, 83: s = 4, half width T2 * 4 / sqrt(3) = 9.94; the stand-in's NLL is 1 - accuracy
+    assert lines[2] == ["CE", "79.00 ± 9.94", "0.21 ± 0.099", "3"]
+    assert ["focal", "85.00 ± 63.53", "0.15 ± 0.64", "2/3"] in lines  # 80 and 90: 12.7062 * 7.0711 / sqrt(2) = 63.53
+    assert ["row", "test (%) minus CE", "p (Holm)", "NLL minus CE", "p (Holm)", "pairs"] in lines
+    # 3, 2, 5 of Poly-1: p = 0.0634, doubled; 1, 7 of focal: t = 4 / 3, p = 1 - 2 / pi * atan(4 / 3) = 0.4097
+    assert ["Poly-1", "+3.33 ± 3.79", "0.13", "-0.03333 ± 0.038", "0.13", "3"] in lines
+    assert ["focal", "+4.00 ± 38.12", "0.41", "-0.04 ± 0.38", "0.41", "2"] in lines
+    assert lines_of(tmp_path)["Poly-1", "test"]["p"].startswith("0.0634")
+
+
 def test_the_figure(call, tmp_path):
     from PIL import Image
 

@@ -447,7 +447,10 @@ class Entry(Row):
 
 
 class Comparison(Report):
-    """Paper and ours: every row of an experiment by every column, and every row against the baseline."""
+    """Paper and ours: every row of an experiment by every column, and every row against the baseline.
+
+    Where the file has no printed number, a row of the experiment is one line, with the measures side by side.
+    """
 
     def __init__(self, plan: Plan):
         self.plan, self.experiment = plan, plan.experiment
@@ -475,14 +478,22 @@ class Comparison(Report):
         lines = [
             self.plan.title,
             f"ours: {table.INTERVAL}, measured {table.RULES[made.select]}; seeds {','.join(map(str, made.seeds))}",
-            "paper: ± as it is explained there; inside: the paper's number lies in our interval; Welch: the 95 % "
-            "interval of ours - paper (±, from the paper's spread and n) holds 0",
         ]
+        if self.printed:
+            lines.append(
+                "paper: ± as it is explained there; inside: the paper's number lies in our interval; Welch: the 95 % "
+                "interval of ours - paper (±, from the paper's spread and n) holds 0"
+            )
         if made.baseline:
             lines.append(f"minus {made.baseline}: {table.PAIRED} the comparisons of the same measure")
         lines += [f"tuning: {made.tuning}"] if made.tuning else []
         lines += [f"tuning of {row}: {arm.tuned}" for row, arm in made.rows.items()]
         return "\n".join([*lines, *self.plan.departs])
+
+    @property
+    def printed(self) -> bool:
+        """Whether the file has any number of a paper."""
+        return any(arm.paper for arm in self.experiment.rows.values())
 
     @property
     def ours(self) -> str:
@@ -492,6 +503,8 @@ class Comparison(Report):
         return [entry.keys["row"], entry.keys["measure"] + (" (%)" if entry.percent else "")]
 
     def blocks(self) -> list[Block]:
+        if not self.printed:
+            return self.wide()
         lines = [["row", "measure", "paper", self.ours, "n", "ours - paper", "inside", "Welch"]]
         for entry in self.entries.values():
             paper = entry.printed.text(entry.percent) if entry.printed else "-"
@@ -502,6 +515,26 @@ class Comparison(Report):
             lines = [["row", "measure", f"minus {self.experiment.baseline}", "pairs", "p", "p (Holm)"]]
             rows = [entry for entry in self.entries.values() if entry.base is not entry]
             found.append(Block(2, lines + [[*self.where(entry), *table.comparison(entry)] for entry in rows]))
+        return found
+
+    def wide(self) -> list[Block]:
+        """A line for every row, a column for every measure. The uncorrected p are in the CSV file."""
+        made, marked = self.experiment, ", selected on test" if self.experiment.select == "test" else ""
+        by_row = {row: [self.entries[row, column] for column in made.columns] for row in made.rows}
+        first = next(iter(by_row.values()))
+        lines = [["row", *(self.where(entry)[1] + marked for entry in first), "n"]]
+        for row, entries in by_row.items():
+            counts = ", ".join(dict.fromkeys(map(table.count, entries)))
+            lines.append([row, *(table.with_interval(entry.estimate, entry.percent) for entry in entries), counts])
+        found = [Block(1, lines)]
+        if made.baseline and len(by_row) > 1:
+            heads = ((f"{self.where(entry)[1]} minus {made.baseline}", "p (Holm)") for entry in first)
+            lines = [["row", *(head for pair in heads for head in pair), "pairs"]]
+            for row in (row for row in by_row if row != made.baseline):
+                compared = [table.comparison(entry) for entry in by_row[row]]
+                pairs = ", ".join(dict.fromkeys(pairs for _, pairs, *_ in compared))
+                lines.append([row, *(cell for gap, *_, holm in compared for cell in (gap, holm)), pairs])
+            found.append(Block(1, lines))
         return found
 
     def remarks(self) -> list[str]:

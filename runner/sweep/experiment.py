@@ -34,7 +34,7 @@ conf/experiment/<paper>/<table>.yaml, or the same under the user's --config-dir:
     notes: [anything else, ...]
 
 Only `seeds`, `columns` and `rows` (with `tuned` in each) must be there. The first comment is the table's title. Later
-overrides win: recipe, column, row, command line.
+overrides win: recipe, column, row, command line. Where no row has a number of a paper, a row is one line of the table.
 
 Printed numbers are in the unit of the table: per cent for accuracies and ECE (an error rate of 2.7 % is an accuracy of
 97.3), else as they are. `kind` says what the printed ± is: sd (standard deviation over n restarts), se (standard error)

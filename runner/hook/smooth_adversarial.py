@@ -20,7 +20,7 @@ class SmoothAdversarial(Hook):
     The maximum is sought by `steps` moves along the sign of the gradient within |x' - x| <= epsilon, from a random
     point, as at x itself the norm has no slope. Lengths and range are those of hook=pgd. It is sought anew in every
     pass, at the weights of that pass, which cost steps + 1 passes more; running statistics do not see it, and its
-    dropout masks are those of the pass.
+    dropout masks are those of the pass. Runs with it are not trained side by side.
 
     Not settled: the text of the paper beyond its abstract could not be read. The term is that of public summaries and
     of the theory (a penalty on the change of score differences); the paper scales scores by a margin 1 / rho in its
@@ -51,7 +51,7 @@ class SmoothAdversarial(Hook):
     ):
         if low >= high:
             raise ValueError(f"low={low} is not below high={high}")
-        self.nu, self.box, self.step_size, self.steps = nu, (epsilon, low, high), step, steps
+        self.nu, self.epsilon, self.step_size, self.steps, self.low, self.high = nu, epsilon, step, steps, low, high
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         here = wide(out.logits)
@@ -64,6 +64,7 @@ class SmoothAdversarial(Hook):
             norms = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()  # the root has an infinite slope at 0
             return (soft_targets(batch.y, own) * norms).sum(-1)
 
-        moved = ascend(run, batch, lambda x: far(x, here.detach()).sum(), self.box, self.step_size, self.steps, True)
+        box = (self.epsilon, self.low, self.high)
+        moved = ascend(run, batch, lambda x: far(x, here.detach()).sum(), box, self.step_size, self.steps, True)
         with run.statistics(live=False):
             return self.nu * weighted(far(moved, here), batch).mean()

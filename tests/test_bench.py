@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.bench import __main__ as command
-from scripts.bench import augment, compare, gpu, loop, losses, qat, report, rounds, sam, start
+from scripts.bench import augment, compare, cost, gpu, loop, qat, report, rounds, sam, start
 from scripts.bench import compile as compiling
 from scripts.bench.byhand import ByHand
 from scripts.bench.cases import LENET, MLP, Fit
@@ -154,7 +154,7 @@ def test_augment_and_sam():
 def test_losses():
     """One for each kind of labels, and two sizes of epochs."""
     some = ["elr", "ldam", "asl_multilabel", "conr", "ensloss"]
-    found = losses.measure(case=TINY_LENET, steps=1, losses=some, epochs={TINY: 5, TINY_LENET: 4}, rounds=(1, 1))
+    found = cost.measure(case=TINY_LENET, steps=1, losses=some, epochs={TINY: 5, TINY_LENET: 4}, rounds=(1, 1))
     check(found, rows=len(some) + 2 * 3)
 
 

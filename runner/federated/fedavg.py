@@ -176,10 +176,11 @@ class FedAvg(Federated):
 
     def describe(self, run: Trainer) -> str:
         left = f", {(self.partition.owner < 0).sum():,} have none" if (self.partition.owner < 0).any() else ""
+        cores = self.clients.cores(len(self.plan[0][0]))
         return (
             f"{self.rounds:,} rounds of {len(self.plan[0][0]):,} of {self.count:,} clients with "
             f"{_span(self.partition.sizes)} samples ({self.kind}{left}), {_span(self.clients.steps)} local steps of "
-            f"{run.train.batch_size}"
+            f"{run.train.batch_size}" + (f", on {cores} cores" if cores > 1 else "")
         )
 
     # ---- the rounds

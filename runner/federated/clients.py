@@ -6,7 +6,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,19 +45,6 @@ class Updates:
         names = ("samples", "steps", "rates", "delta")
         rest = {name: getattr(self, name)[keep] for name in names}
         return Updates([self.clients[k] for k in keep], **rest, buffers=[b[keep] for b in self.buffers])
-
-
-@contextmanager
-def one_thread(wanted: bool):
-    """torch with one thread, where wanted: what processes compute does not depend on which of them it was."""
-    threads = torch.get_num_threads()
-    if wanted and threads > 1:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        if wanted and threads > 1:
-            torch.set_num_threads(threads)
 
 
 class Clients:

@@ -4,12 +4,26 @@ import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing import connection
 from typing import Any
 
 import torch
 
 LOOK = 0.5  # seconds between two looks at whether to stop
+
+
+@contextmanager
+def one_thread(wanted: bool):
+    """torch with one thread, where wanted: what processes compute does not depend on which of them it was."""
+    threads = torch.get_num_threads()
+    if wanted and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if wanted and threads > 1:
+            torch.set_num_threads(threads)
 
 
 def spread(work: Callable[[Any], Any], tasks: list, count: int, look: Callable[[], None]) -> Iterator:

@@ -13,8 +13,8 @@ from runner import distributed, keyed
 from runner.dataset import Split
 from runner.diagnose import NonFinite
 from runner.federated import Federated
-from runner.federated.clients import Clients, Crew, Updates, one_thread
-from runner.federated.cores import spread
+from runner.federated.clients import Clients, Crew, Updates
+from runner.federated.cores import one_thread, spread
 from runner.federated.partition import Kind, Partition, levels, make
 from runner.hook import Hook
 from runner.record import Stopped, write_json

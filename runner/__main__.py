@@ -150,7 +150,7 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
     words = [word for word, last in zip(argv, ["", *argv], strict=False) if word[0] != "-" and last not in takes_value]
     before = sys.argv
-    sys.argv = ["runner", *argv]
+    sys.argv = ["runner", *_with_options(argv)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
     except SystemExit as stop:
@@ -160,12 +160,40 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     except ConfigError as error:
         return _mistake(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _mistake(_launcher(error) or explain(error, words, folders))
+        return _mistake(_launcher(error) or explain(error, getattr(error, "cell", words), folders))
     except OSError as error:
         return _no_room(error)
     finally:
         sys.argv = before
     return 0
+
+
+def _with_options(argv: list[str]) -> list[str]:
+    """In a sweep over options, a key of an option's becomes a sweep of one value.
+
+    Hydra applies what is not swept to the options of config.yaml too, which need not have the key:
+    `sharpness=sam,asam sharpness.rho=0.1`.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import OverrideType
+    from hydra.errors import HydraException
+
+    if not {"-m", "--multirun"} & set(argv):
+        return argv
+    parser, words = OverridesParser.create(), {}
+    for word in argv:
+        try:
+            words[word] = parser.parse_override(word)
+        except HydraException:  # a flag or its value, or a mistake that Hydra names
+            continue
+    swept = {key: word.is_sweep_override() for key, word in words.items()}
+    if not any(swept[key] and word.key_or_group in GROUPS for key, word in words.items()):
+        return argv
+    for word, parsed in words.items():
+        group, dot, _ = parsed.key_or_group.partition(".")
+        if dot and group in GROUPS and parsed.type == OverrideType.CHANGE and not swept[word] and parsed.value() != "":
+            argv = [f"{parsed.key_or_group}=choice({word.partition('=')[2]})" if own == word else own for own in argv]
+    return argv
 
 
 def _launcher(error: Exception) -> str | None:

@@ -43,6 +43,8 @@ def one_line(result) -> str:
         (["name=a/b"], "name=a/b: it is one folder"),
         (["loss=ce", "loss"], "'loss' is not an override: write key=value"),
         (["-m", "loss=ce,poly", "optim.lr=0.1,fast"], "optim.lr=fast: must be a number at least 0"),
+        (["-m", "sharpness=sam,none", "sharpness.rho=0.1"], "which this run does not select; it has sharpness=none"),
+        (["-m", "hook=ema,clip", "hook.ema.decay=0.9"], "'hook.ema.decay' belongs to hook=ema, which this run does"),
         (["-m", "loss=ce,pol"], "no loss named 'pol'. Did you mean 'poly'?"),
         (["optim.lr=${foo}"], "optim.lr: Interpolation key 'foo' not found"),
         (["optim=sam", "optim.rho=0.1"], "no key 'optim.rho'. Did you mean 'sharpness.rho'?"),
@@ -59,6 +61,16 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, expected, tmp_path):
     line = one_line(command(*words, cwd=tmp_path))
     assert expected in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_over_options_takes_a_key_that_all_of_them_have():
+    """And that the option of config.yaml, to which Hydra would apply what is not swept, has not."""
+    from runner.__main__ import _with_options
+
+    given = ["-m", "sharpness=sam,asam", "sharpness.rho=5e-2", "sharpness.eta=0.1,0.2", "seed=1", "+loss.x=1"]
+    assert _with_options(given) == [*given[:2], "sharpness.rho=choice(5e-2)", *given[3:]]
+    for words in (given[1:], ["-m", *given[2:]]):  # no sweep, and no sweep over options
+        assert _with_options(words) == words
 
 
 SINGLE_BAD = {bool: "perhaps", int: "many", float: "fast", list: "alone", str: 3}

@@ -94,7 +94,7 @@ def edited(tmp_path):
     return made
 
 
-def lines_of(tmp_path, stem="table") -> dict[tuple[str, str], dict]:
+def lines_of(tmp_path, stem="experiment") -> dict[tuple[str, str], dict]:
     with open(tmp_path / "out" / "example_digits" / f"{stem}.csv") as file:
         return {(line["row"], line["measure"]): line for line in csv.DictReader(file)}
 
@@ -151,7 +151,7 @@ def test_paper_and_ours_by_hand(call, tmp_path):
     assert (ce["baseline"], ce["pairs"]) == ("CE", "")
 
     folder = tmp_path / "out" / "example_digits"
-    text = (folder / "table.md").read_text()
+    text = (folder / "experiment.md").read_text()
     assert cells_of(text, "CE", "test (%)") == [
         "80.00 ± 2.00 (sd, n=4)",
         "79.00 ± 9.94",
@@ -163,7 +163,7 @@ def test_paper_and_ours_by_hand(call, tmp_path):
     assert cells_of(text, "CE", "NLL") == ["0.7", "0.21 ± 0.099", "3", "-0.49", "no", "-"]
     assert cells_of(text, "focal", "test (%)") == ["-", "81.67 ± 18.97", "3", "-", "-", "-"]
     assert cells_of(text, "Poly-1", "test (%)", 1) == ["+3.33 ± 3.79", "3", "0.063", "0.13"]
-    assert r"83.25 $\pm$ 1.00 (se, n=4)" in (folder / "table.tex").read_text()
+    assert r"83.25 $\pm$ 1.00 (se, n=4)" in (folder / "experiment.tex").read_text()
 
 
 def test_without_printed_numbers_a_row_is_a_line(call, edited, tmp_path):
@@ -175,7 +175,7 @@ def test_without_printed_numbers_a_row_is_a_line(call, edited, tmp_path):
     assert status == 1
     assert "inside" not in out
     assert "\npaper:" not in out
-    text = (tmp_path / "out" / "example_digits" / "table.md").read_text()
+    text = (tmp_path / "out" / "example_digits" / "experiment.md").read_text()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     assert lines[0] == ["row", "test (%)", "NLL", "n"]
     # 75, 79, 83: s = 4, half width T2 * 4 / sqrt(3) = 9.94; the stand-in's NLL is 1 - accuracy
@@ -192,7 +192,7 @@ def test_the_figure(call, tmp_path):
     from PIL import Image
 
     call("seed=0,1", run=Stand(fails=[("focal", 0), ("focal", 1)]))
-    with Image.open(tmp_path / "out" / "example_digits" / "table.png") as picture:
+    with Image.open(tmp_path / "out" / "example_digits" / "experiment.png") as picture:
         assert min(picture.size) > 300
 
 
@@ -214,7 +214,7 @@ def test_selection_on_test_is_marked(call, edited, tmp_path):
     _, out, _ = call(mine=edited(lambda node: node.update(select="test")))
     assert "selected on test: optimistic" in out
     for end in ("md", "tex"):
-        text = (tmp_path / "out" / "example_digits" / f"table.{end}").read_text()
+        text = (tmp_path / "out" / "example_digits" / f"experiment.{end}").read_text()
         assert "ours, selected on test" in text
     assert {line["select"] for line in lines_of(tmp_path).values()} == {"test"}
 
@@ -228,11 +228,12 @@ def test_a_part_first_and_then_the_rest(call, tmp_path):
     assert "missing Poly-1, test and NLL: seed 2 (not started)" in out
     assert lines_of(tmp_path)["CE", "test"]["runs"] == "3"
     assert "2/3" in out
-    # the commands for the rest land where the table looks
-    commands = [shlex.split(line) for line in out.splitlines() if line.startswith("python -m runner")]
-    assert len(commands) == 3
-    missing = {folder_of(words) for words in commands}
-    assert not any((folder / "result.json").exists() for folder in missing)
+    # one command for the rest
+    words = shlex.split(out.split("what is missing, 3 runs:\n")[1].splitlines()[0])
+    assert words[:5] == ["python", "-m", "runner", "--config-dir", str(MINE)]
+    assert words[5:] == ["+experiment=example/digits", f"outputs_dir={tmp_path}/out", "seed=2"]
+    # a row's own command is for a folder that the table reads
+    assert (folder_of(shlex.split(out.split("\nPoly-1: ")[1].splitlines()[0])) / "result.json").exists()
     stand = Stand()
     status, out, _ = call(run=stand)
     assert status == 0
@@ -240,7 +241,6 @@ def test_a_part_first_and_then_the_rest(call, tmp_path):
     assert "9 runs in" in out
     assert "6 of them done before" in out
     assert "  Poly-1: seeds 0,1 done before" in out
-    assert all((folder / "result.json").exists() for folder in missing)
     assert "missing" not in out
     again = Stand()
     status, out, _ = call("device=cpu", "train.workers=0", run=again)  # what changes no number changes no run
@@ -270,7 +270,7 @@ def test_failures_are_said_and_the_table_is_made(call, tmp_path):
         "2",
         pytest.approx(4),
     )
-    text = (tmp_path / "out" / "example_digits" / "table.md").read_text()
+    text = (tmp_path / "out" / "example_digits" / "experiment.md").read_text()
     assert cells_of(text, "focal", "test (%)") == ["-", "missing", "0/3", "-", "-", "-"]
     assert cells_of(text, "focal", "test (%)", 1) == ["no seed in both", "0", "-", "-"]
     again = Stand()
@@ -283,7 +283,7 @@ def test_failures_are_said_and_the_table_is_made(call, tmp_path):
 def test_one_seed_gives_no_interval(call, tmp_path):
     status, _, _ = call("seed=1")
     assert status == 0
-    text = (tmp_path / "out" / "example_digits" / "table.md").read_text()
+    text = (tmp_path / "out" / "example_digits" / "experiment.md").read_text()
     assert cells_of(text, "CE", "test (%)") == [
         "80.00 ± 2.00 (sd, n=4)",
         "79.00 (n=1)",
@@ -321,15 +321,15 @@ def test_stopped_leaves_a_table_and_status_130(call):
 
 def test_overrides_of_the_command_come_last_and_are_named(call, tmp_path):
     call()
-    before = (tmp_path / "out" / "example_digits" / "table.md").read_bytes()
+    before = (tmp_path / "out" / "example_digits" / "experiment.md").read_bytes()
     stand = Stand()
     status, out, _ = call("train.epochs=2", "optim.lr=0.05", "device=cpu", run=stand)
     assert status == 0
     assert len(stand.calls) == 9  # other runs, in other folders
     assert "\ndeparts from the recipe: train.epochs=2 optim.lr=0.05\n" in out
     folder = tmp_path / "out" / "example_digits"
-    assert (folder / "table.md").read_bytes() == before  # the recipe's own table is as it was
-    (other,) = folder.glob("table-*.md")
+    assert (folder / "experiment.md").read_bytes() == before  # the recipe's own table is as it was
+    (other,) = folder.glob("experiment-*.md")
     assert "departs from the recipe: train.epochs=2 optim.lr=0.05" in other.read_text()
     assert "departs from the recipe" in other.with_suffix(".png").read_text()  # the heading of the figure
     stand = Stand()
@@ -349,8 +349,8 @@ def test_a_command_of_the_rest_runs_what_the_table_lacks(tmp_path, capsys):
     words = ["+experiment=example/digits", "--config-dir", str(MINE), f"outputs_dir={tmp_path}/out"]
     assert experiment.main([*words, "seed=0"], [MINE, conf_dir()], here) == 0
     out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if line.endswith("seed=2"))
-    result = command(*shlex.split(line)[3:], cwd=tmp_path)
+    line = next(line for line in out.splitlines() if line.endswith("seed=1,2"))
+    result = command(*shlex.split(line)[3:], "seed=2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert experiment.main([*words, "seed=0"], [MINE, conf_dir()], here) == 0
     again = capsys.readouterr().out
@@ -363,7 +363,7 @@ def test_a_command_of_the_rest_runs_what_the_table_lacks(tmp_path, capsys):
         if json.loads(path.read_text())["choices"]["loss"] == "ce"
     ]
     assert float(lines["CE", "test"]["mean"]) == pytest.approx(100 * sum(measured) / 2)
-    assert "4 runs computed by" in again  # of one commit on one machine
+    assert "6 runs computed by" in again  # of one commit on one machine
 
 
 def test_columns_may_be_of_different_runs(call, edited, tmp_path):

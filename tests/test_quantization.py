@@ -231,6 +231,17 @@ def test_ranges_by_hand():
         errors[s] = np.mean((np.clip(np.round(values / s), -4, 3) * s - values) ** 2)
     assert made.scale.item() == pytest.approx(min(errors, key=errors.get), rel=1e-12)
     assert made.scale.item() < 0.7 * top
+    # rows of their own, with a zero point: levels -zero to 15 - zero
+    rows = torch.stack([heavy, 3 - heavy.abs(), heavy * heavy]).float()
+    made = Quantizer(rows, 4, affine=True, channels=True, range="mse", weight=True)
+    for values, scale, low in zip(rows.double().numpy(), made.scale.flatten(), made.low.flatten(), strict=True):
+        errors = {}
+        for part in np.arange(1, 101) / 100:
+            bottom, top = part * min(values.min(), 0), part * max(values.max(), 0)
+            s = (top - bottom) / 15
+            zero = np.round(-bottom / s)
+            errors[s, -zero] = np.mean((np.clip(np.round(values / s), -zero, 15 - zero) * s - values) ** 2)
+        assert (scale.item(), low.item()) == pytest.approx(min(errors, key=errors.get), rel=1e-5)
     affine = Quantizer(torch.tensor([-1.0, 0.5, 2.0]), 2, affine=True, range="minmax", weight=True)
     assert affine.scale.item() == 1  # levels -1, 0, 1, 2
     assert rounded(affine, torch.tensor([-3.0, -0.4, 1.4, 9.0])).tolist() == [-1, 0, 1, 2]

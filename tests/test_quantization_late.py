@@ -261,6 +261,7 @@ def test_what_a_layer_is_is_found_by_what_it_computes():
         for size in (1, 2, 3):
             expected = Same if (size, stride) != (1, 1) and size > 1 else nn.Conv2d
             assert kind(timm.Conv2dSame(3, 4, size, stride), image) is expected, (size, stride)
+    assert kind(timm.Conv2dSame(3, 4, 3), image[..., :1, :1]) is Same  # without padding the kernel would not fit
     assert kind(Doubling(3, 4, 3), image) is kind(Gained(3, 4, 3), image) is None
     assert kind(timm.StdConv2d(3, 4, 3), image) is None
     changed = nn.utils.parametrize

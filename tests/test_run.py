@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from runner import checkpoint
+from runner.record import read_config
 from tests.tiny import ROOT, command
 
 SMALL = ["dataset.subset=300", "train.batch_size=30", "model.hidden=[16]", "schedule=constant", "optim=sam",
@@ -184,3 +185,9 @@ def test_a_sweep_skips_what_is_done_goes_on_after_a_failure_and_ends_with_a_tabl
     assert "1 of 2 runs failed" in result.stderr
     assert "optim.lr=1e20" in result.stderr or "optim.lr=1e+20" in result.stderr
     assert len(list((tmp_path / "outputs" / "two").glob("*/result.json"))) == 5
+
+    # a key that the option of config.yaml has not
+    result = command("-m", "sharpness=sam,asam", "sharpness.rho=3e-2", *cheap, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    configs = [read_config(path.parent)["sharpness"] for path in (tmp_path / "outputs" / "two").glob("*/result.json")]
+    assert [config["rho"] for config in configs if "rho" in config] == [0.03, 0.03]

@@ -225,11 +225,26 @@ class Quantizer(nn.Module):
         return bottom.reshape(shape), top.reshape(shape)
 
     def _clipped(self, rows: Tensor, bottom: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-        best, least = torch.ones_like(top), torch.full_like(top, torch.inf)
+        """The hundredths of the whole range with the smallest squared error.
+
+        What is rounded to a level lies between the midpoints beside it, so that of sorted rows with running sums
+
+            sum (x - level)^2 = sum x^2 + sum_levels (n * level^2 - 2 * level * sum x)     (n, sum x: of that level)
+
+        costs the same for every grid, however many elements there are.
+        """
+        rows = rows.sort(1).values.double()
+        sums, square = F.pad(rows.cumsum(1), (1, 0)), rows.square().sum(1, keepdim=True)
+        best, least = torch.ones_like(top), torch.full_like(square, torch.inf)
+        steps = torch.arange(0, 2**self.bits, device=rows.device) * (2 if self.binary else 1)
         for hundredths in range(CLIPS, 0, -1):
             part = hundredths / CLIPS
-            scale, low, high = self.grid(bottom * part, top * part)
-            error = (rounded(rows / scale, low, high, self.binary) * scale - rows).square().mean(1, keepdim=True)
+            scale, low, _ = self.grid(bottom * part, top * part)
+            levels = (low + steps) * scale.double()
+            ends = torch.searchsorted(rows, (levels[:, 1:] + levels[:, :-1]) / 2)
+            ends = F.pad(F.pad(ends, (1, 0)), (0, 1), value=rows.shape[1])
+            n, total = ends.diff(), sums.gather(1, ends).diff()
+            error = square + (n * levels.square() - 2 * levels * total).sum(1, keepdim=True)
             best, least = torch.where(error < least, part, best), torch.minimum(error, least)
         return bottom * best, top * best
 
@@ -432,7 +447,10 @@ def _alike(layer: nn.Module, twin: nn.Module, x: Tensor, training: bool) -> bool
         expected = layer.forward(x)  # not the call, whose hooks brought us here
     finally:
         layer.training = before
-    found = twin.forward(x)
+    try:
+        found = twin.forward(x)
+    except RuntimeError:  # without the layer's own padding the kernel is larger than the image
+        return False
     return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 

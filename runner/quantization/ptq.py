@@ -15,7 +15,7 @@ from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
 from runner.schema import Count
 
-SAMPLES = 256  # on which the range of inputs by MSE is searched, a hundred times
+SAMPLES = 256  # on which the range of inputs by MSE is searched
 
 
 class PTQ(LSQ):

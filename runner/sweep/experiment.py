@@ -158,7 +158,7 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
         now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
         states = (run or pooled)(plan.asked, Sweep(**plan.asked[0].config["sweep"]), plan.place / ".sweeps" / now)
     made = Comparison(plan)
-    print(f"\n{made.text()}{table.remaining(plan.rest())}", end="", flush=True)
+    print(f"\n{made.text()}{plan.rest()}", end="", flush=True)
     save(made, plan.place, plan.stem)
     draw(made, plan.place / f"{plan.stem}.png", "\n".join([plan.title, *plan.departs]))
     print(f"\nsaved as {plan.place / plan.stem}.md, .tex, .csv, .png", flush=True)
@@ -298,25 +298,25 @@ class Plan:
     def __init__(self, argv: list[str], folders: list[Path]):
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ConfigError("an experiment starts processes of its own (sweep.jobs): leave torchrun out")
-        self.name, typed, seeds = words_of(argv)
+        self.name, self.typed, seeds = words_of(argv)
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir {folder}: there is no such folder")
         self.folders = folders
         path, self.experiment = load(self.name, folders)
         self.title = f"{title(path) or self.name} ({self.name})"
-        self.cells = self.compose(typed, self.experiment.seeds)
+        self.cells = self.compose(self.typed, self.experiment.seeds)
         self.chosen = choose(seeds[-1], self.experiment.seeds) if seeds else self.experiment.seeds
         self.every = distinct(cell for cells in self.cells.values() for cell in cells.values())
         self.asked = [cell for cell in self.every if cell.config["seed"] in self.chosen]
         self.place = self.asked[0].folder.parent
-        self.departures = [word for word in typed if not apart(key_of(word))]
+        self.departures = [word for word in self.typed if not apart(key_of(word))]
         first = self.experiment.seeds[:1]
         if self.departures and identities(self.cells) == identities(self.compose([], first)):
             self.departures = []
         # so that the recipe's own table is not overwritten by another
         other = hashlib.sha256(json.dumps(sorted(self.departures)).encode()).hexdigest()[:6]
-        self.stem = f"table-{other}" if self.departures else "table"
+        self.stem = f"experiment-{other}" if self.departures else "experiment"
 
     def compose(self, typed: list[str], seeds: list[int]) -> dict[tuple[str, str], dict[int, Cell]]:
         """The cells, with the overrides `typed` after all others."""
@@ -359,12 +359,22 @@ class Plan:
 
     def command(self, cell: Cell) -> str:
         """What one would type to get this run alone, in the same folder."""
-        own = [word for folder in self.folders[:-1] for word in ("--config-dir", str(folder))]
-        return shlex.join(["python", "-m", "runner", *own, *cell.overrides])
+        return shlex.join(["python", "-m", "runner", *self.own_folders, *cell.overrides])
 
-    def rest(self) -> list[str]:
-        """The commands of what is not done, of all seeds."""
-        return [self.command(cell) for cell in self.every if not done(cell)]
+    @property
+    def own_folders(self) -> list[str]:
+        return [word for folder in self.folders[:-1] for word in ("--config-dir", str(folder))]
+
+    def rest(self) -> str:
+        """How many runs are not done, of all seeds, and the command that runs them; empty where there are none."""
+        left = [cell for cell in self.every if not done(cell)]
+        if not left:
+            return ""
+        open_seeds = {cell.config["seed"] for cell in left}
+        seeds = [seed for seed in self.experiment.seeds if seed in open_seeds]
+        words = ["python", "-m", "runner", *self.own_folders, f"+experiment={self.name}", *self.typed]
+        words += [f"seed={','.join(map(str, seeds))}"] if len(seeds) < len(self.experiment.seeds) else []
+        return f"\nwhat is missing, {table.counted(len(left))}:\n{shlex.join(words)}\n"
 
 
 def composer(folders: list[Path]) -> Composer:

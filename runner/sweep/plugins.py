@@ -11,9 +11,11 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from runner.build import ConfigError
 from runner.config import Sweep
@@ -78,7 +80,7 @@ class Checked(Sweeper):
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         compose = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides))
-        cells = ends.distinct(compose(cell) for cell in BasicSweeper.split_arguments(overrides, None)[0])
+        cells = ends.distinct(composed(compose, cell) for cell in BasicSweeper.split_arguments(overrides, None)[0])
         if not cells:
             raise ConfigError("the sweep has no runs: one of its ranges is empty")
         place = Path(self.config.hydra.sweep.dir).expanduser().absolute()
@@ -111,6 +113,15 @@ class Checked(Sweeper):
                 error = result._return_value
                 print(f"runner: {cell}: {type(error).__name__}: {error}", file=sys.stderr)
         return results
+
+
+def composed(compose: Composer, overrides: list[str]) -> Cell:
+    """A cell; Hydra's error about it has its overrides as `cell`."""
+    try:
+        return compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        error.cell = overrides
+        raise
 
 
 def register() -> None:

@@ -499,8 +499,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def remaining(commands: list[str]) -> str:
     """The commands for what is missing, one a line, under a line that says so; empty where nothing is."""
-    runs = "1 run" if len(commands) == 1 else f"{len(commands)} runs"
-    return "\n".join(["", f"what is missing, {runs}:", *commands, ""]) if commands else ""
+    return "\n".join(["", f"what is missing, {counted(len(commands))}:", *commands, ""]) if commands else ""
+
+
+def counted(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 if __name__ == "__main__":

@@ -47,29 +47,32 @@ class CSIB(Loss):
     def forward(self, out: Output, batch: Batch) -> Tensor:
         z = wide(out.logits).squeeze(-1)
         y = batch.y.to(z.dtype)
-        x, f = (self._kernel(part.flatten(1).to(z.dtype)) for part in (batch.x, out.features))
-        rows_x, rows_f, square = x.logsumexp(-1), f.logsumexp(-1), (2 * x).logsumexp(-1)
-        yy, zz, zy = (self._conditional(x, square, a, b) for a, b in ((y, y), (z, z), (z, y)))
+        log_x, log_f = (self._kernel(part.flatten(1).to(z.dtype)) for part in (batch.x, out.features))
+        x, f = log_x.exp(), log_f.exp()
+        square = x.square().sum(-1)
+        yy, zz = ((x * self._pairs(a, a).exp()).sum(-1).div(square).sum().log() for a in (y, z))
+        # an output may be so far from the targets that K_zy is 0 in floating point
+        zy = (log_x + self._pairs(z, y)).logsumexp(-1).sub(square.log()).logsumexp(-1)
         divergence = yy + zz - 2 * zy
-        own = information(square, rows_x, rows_x) * information((2 * f).logsumexp(-1), rows_f, rows_f)
-        shared = information((x + f).logsumexp(-1), rows_x, rows_f)
+        rows_x, rows_f = x.sum(-1), f.sum(-1)
+        own = information(square.sum(), rows_x, rows_x) * information(f.square().sum(), rows_f, rows_f)
         scale = own.clamp_min(SMALL**2).sqrt()
+        shared = information((x * f).sum(), rows_x, rows_f)
         return (divergence / log(2) + self.beta * shared / scale).expand(z.shape)
 
     def _kernel(self, a: Tensor) -> Tensor:
-        """The logarithm of the Gram matrix of (N, D), for the extremes: (N, N)."""
+        """The logarithm of the Gram matrix (N, N) of (N, D). That is 1 where i = j, so that no sum over a row is 0."""
         a = a - a.mean(0)
         square = a.square().sum(-1)
         distance = (square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * a @ a.mT).clamp_min(0)
-        return -distance / (2 * self.sigma**2)
+        return distance / (-2 * self.sigma**2)
 
-    def _conditional(self, x: Tensor, square: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """ln S(ab); square is ln sum_j Kx_ij^2."""
-        pairs = -(a.unsqueeze(-1) - b.unsqueeze(-2)).square() / (2 * self.sigma**2)
-        return ((x + pairs).logsumexp(-1) - square).logsumexp(-1)
+    def _pairs(self, a: Tensor, b: Tensor) -> Tensor:
+        """The logarithm of the Gram matrix between (N,) and (N,)."""
+        return (a.unsqueeze(-1) - b.unsqueeze(-2)).square() / (-2 * self.sigma**2)
 
 
 def information(joint: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """I(a; b) in nats, of the logarithms of the row sums (N,) of Ka * Kb, Ka and Kb, which are symmetric. The powers of
-    N cancel: -2 - 4 + 2 * 3 = 0."""
-    return joint.logsumexp(0) + a.logsumexp(0) + b.logsumexp(0) - 2 * (a + b).logsumexp(0)
+    """I(a; b) in nats, of the sum of Ka * Kb and the row sums (N,) of Ka and Kb, which are symmetric. The powers of N
+    cancel: -2 - 4 + 2 * 3 = 0."""
+    return joint.log() + a.sum().log() + b.sum().log() - 2 * (a * b).sum().log()

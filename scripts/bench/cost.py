@@ -53,7 +53,7 @@ def measure(
     steps: int = 12,
     losses: list[str] | None = None,
     epochs: dict[Case, int] = EPOCHS,
-    rounds: tuple = (3, 4),
+    rounds: tuple = (3, 12),
 ) -> compare.Found:
     rows, notes = [], []
 

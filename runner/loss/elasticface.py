@@ -24,10 +24,10 @@ class ElasticFace(Loss):
     Every sample has a new margin in every pass. With sigma = 0 it is ArcFace or CosFace. With `plus` the margins of a
     batch are dealt by difficulty: the smallest to the sample with the largest cos theta_y, and so on. That is the
     paper's description; the authors' code (fdbtrs/ElasticFace) indexes the sorted margins by the samples' order, where
-    it takes their ranks. As there, arc is that formula for every angle: where theta_y > pi - m_i it falls as cos theta_y
-    grows, and what a large step has put there is pushed on to the opposite of its class. Whole trainings end so (LeNet
-    on MNIST with an lr of 1e-4: a mean cos theta_y of -1); ArcFace's own code has another branch there. f are the
-    model's features; its own classifier is not used, and a run is measured by z.
+    it takes their ranks. As there, arc is that formula for every angle: where theta_y > pi - m_i it falls as
+    cos theta_y grows, and what a large step has put there is pushed on to the opposite of its class. Whole trainings
+    end so (LeNet on MNIST with an lr of 1e-4: a mean cos theta_y of -1); ArcFace's own code has another branch there. f
+    are the model's features; its own classifier is not used, and a run is measured by z.
 
     The margins are drawn like masks of dropout (`runner.dropout`); outside of a run, and in evaluation, m_i = m. A soft
     target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), and takes C^2 numbers a sample.

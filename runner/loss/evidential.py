@@ -24,9 +24,9 @@ class Evidential(Loss):
     paper's equations (squared error in place of the logarithms, cross-entropy in the first five epochs) are not here.
     The weight of the last term changes with the epochs in the paper; here it is constant, as its schedule could not be
     settled: the text lets it "anneal to 0" from 0.05 and also grow, the code lets it grow from 0 to 0.05 in 500 epochs.
-    From random weights it hardly learns with ten classes: a belief is a product over all of them, near 0 at first with its
-    gradient. The authors' code can begin with cross-entropy for that reason; here a run does with `checkpoint=`, from the
-    weights of one with loss=ce.
+    From random weights it hardly learns with ten classes: a belief is a product over all of them, near 0 at first with
+    its gradient. The authors' code can begin with cross-entropy for that reason; here a run does with `checkpoint=`,
+    from the weights of one with loss=ce.
     The measures of a run are those of the softmax of z, which has the same order as pl.
     Logits (..., C) and targets (...) or (..., C), soft ones being y above, give (...).
 

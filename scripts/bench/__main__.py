@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         found = bench.measure(chosen.threads)
         flag = "" if chosen.threads == 1 else f" --threads {chosen.threads}"
         command = f"python -m scripts.bench {name}{flag}"
-        report.write(name, report.text(bench.TITLE, bench.ABOUT, found, command, bench.PACKAGES, chosen.threads))
+        where = getattr(bench, "WHERE", report.APART)
+        content = report.text(bench.TITLE, bench.ABOUT, found, command, bench.PACKAGES, chosen.threads, where=where)
+        report.write(name, content)
         print(f"{name} took {time.perf_counter() - begin:.0f} s\n", flush=True)
     return 0
 

@@ -1,7 +1,7 @@
 """Two ways to train, side by side: rows of a report and notes for it."""
 
 from scripts.bench.cases import Case, Steps
-from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, take_turns
+from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, take_turns, take_turns_together
 
 Found = tuple[list[Row], list[str]]
 
@@ -60,11 +60,11 @@ def steps(
 def several(
     case: Case, arms: dict[str, tuple], most: dict[str, float], rounds: tuple[int, int], count: int, threads: int = 1
 ) -> Found:
-    """The time of a step of every arm over one of the first; printed as found.
+    """The time of a step of every arm over one of the first, in one process; printed as found.
 
     most : the targets, of arms that have one. rounds : and turns in each. count : steps of one measurement.
     """
-    seconds = take_turns(arms, *rounds, threads)
+    seconds = take_turns_together(arms, *rounds, threads)
     base, *others = arms
     control = Ratio.of(seconds[CONTROL], seconds[base])
     rows = []

@@ -6,7 +6,7 @@ from itertools import islice
 import torch
 
 from runner.listing import conf_dir, options
-from scripts.bench import compare
+from scripts.bench import compare, report
 from scripts.bench.cases import LENET, RESNET, Case, Steps, now
 
 TITLE = "The cost of the losses and of the trajectory losses"
@@ -21,9 +21,10 @@ would be the same in both arms, is not in the time. MESA needs the outputs of an
 implementation is below `forward`: plain steps, each with one more forward pass, without a gradient. What SAM costs is
 in sam.md."""
 PACKAGES = ()
+WHERE = report.TOGETHER
 BINARY = ("anyloss", "ensloss")  # losses for two classes
 COMMON = ("optim.lr=0.001",)  # labels are random: with the default some losses leave the range of fp32
-TOGETHER = 10  # arms, each of which takes almost a GiB
+TOGETHER = 10  # losses with one control
 EPOCHS = {replace(LENET, train=256, test=64): 16, replace(RESNET, train=64, test=64): 4}  # four epochs a measurement
 TERMS = {"saf": ("hook=saf", "hook.saf.start=0"), "mesa": ("hook=mesa", "hook.mesa.start=0")}
 
@@ -53,7 +54,7 @@ def measure(
     steps: int = 12,
     losses: list[str] | None = None,
     epochs: dict[Case, int] = EPOCHS,
-    rounds: tuple = (3, 12),
+    rounds: tuple = (5, 12),
 ) -> compare.Found:
     rows, notes = [], []
 

@@ -11,10 +11,11 @@ from scripts.bench.compare import Found
 
 RESULTS = Path(__file__).parent / "results"
 METHOD = """\
-In every round every arm is a new process with {threads}. A round is several turns, in each of which every arm is
+In every round {where} a new process with {threads}. A round is several turns, in each of which every arm is
 measured once, in random order; an arm's time in a round is the median of its turns. Ratios are taken within rounds. The
-control is the first arm measured a second time, in another process: without disturbance its ratio would be 1, and a
+control is the first arm set up and measured a second time: without disturbance its ratio would be 1, and a
 difference from 1 inside its range is not claimed. Whether a target is met goes by the median. rounds.py has more."""
+APART, TOGETHER = "every arm is", "all arms with one control share"
 HEAD = "| what | ratio | range | control | range | target | result |"
 
 
@@ -34,7 +35,14 @@ def versions(packages: tuple[str, ...]) -> str:
 
 
 def text(
-    title: str, about: str, found: Found, command: str, packages: tuple[str, ...], threads: int = 1, device: str = ""
+    title: str,
+    about: str,
+    found: Found,
+    command: str,
+    packages: tuple[str, ...],
+    threads: int = 1,
+    device: str = "",
+    where: str = APART,
 ) -> str:
     rows, notes = found
     facts = [
@@ -44,7 +52,7 @@ def text(
         f"versions: {versions(packages)}",
     ]
     table = [HEAD, "| --- " * 7 + "|", *(row.cells() for row in rows)] if rows else []
-    method = METHOD.format(threads="one thread" if threads == 1 else f"{threads} threads")
+    method = METHOD.format(where=where, threads="one thread" if threads == 1 else f"{threads} threads")
     parts = [f"# {title}", about, *map(_list, (facts,)), method, "\n".join(table), _list(notes)]
     return "\n\n".join(filter(None, parts)) + "\n"
 

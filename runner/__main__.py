@@ -180,20 +180,23 @@ def _with_options(argv: list[str]) -> list[str]:
 
     if not {"-m", "--multirun"} & set(argv):
         return argv
-    parser, words = OverridesParser.create(), {}
-    for word in argv:
+    parser, found = OverridesParser.create(), []
+    for text in argv:
         try:
-            words[word] = parser.parse_override(word)
+            found.append(parser.parse_override(text))
         except HydraException:  # a flag or its value, or a mistake that Hydra names
-            continue
-    swept = {key: word.is_sweep_override() for key, word in words.items()}
-    if not any(swept[key] and word.key_or_group in GROUPS for key, word in words.items()):
+            found.append(None)
+    if not any(word and word.key_or_group in GROUPS and word.is_sweep_override() for word in found):
         return argv
-    for word, parsed in words.items():
-        group, dot, _ = parsed.key_or_group.partition(".")
-        if dot and group in GROUPS and parsed.type == OverrideType.CHANGE and not swept[word] and parsed.value() != "":
-            argv = [f"{parsed.key_or_group}=choice({word.partition('=')[2]})" if own == word else own for own in argv]
-    return argv
+
+    def one_of_one(text: str, word) -> str:
+        group, dot, _ = word.key_or_group.partition(".") if word else ("", "", "")
+        if not dot or group not in GROUPS or word.type != OverrideType.CHANGE or word.is_sweep_override():
+            return text
+        value = text.partition("=")[2]
+        return f"{word.key_or_group}=choice({value})" if value else text
+
+    return list(map(one_of_one, argv, found))
 
 
 def _launcher(error: Exception) -> str | None:

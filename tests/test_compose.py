@@ -24,6 +24,10 @@ def usable(group: str) -> list[str]:
 OTHER = {"ensloss": "breast_cancer", "anyloss": "breast_cancer", "asl_multilabel": "multi_digits"}
 OTHER |= {"conr": "diabetes", "cs_ib": "diabetes"}
 
+# The passes that options take for one step, of which two tell as much as ten
+ASCENTS = {"pgd": "hook.pgd.steps", "smooth_adversarial": "hook.smooth_adversarial.steps"}
+ASCENTS |= {"robust_weight_perturbation": "sharpness.steps"}
+
 
 def words(group: str, option: str) -> list[str]:
     more = NEEDS.get(option, []) if group in ("model", "quantization") else []
@@ -33,6 +37,8 @@ def words(group: str, option: str) -> list[str]:
         more = ["augment.cutout.size=4"]  # the default covers digits wholly
     if group == "loss" and option in OTHER:
         more = [f"dataset={OTHER[option]}"]
+    if option in ASCENTS:
+        more = [f"{ASCENTS[option]}=2"]
     return [f"{group}={option}", *more]
 
 

@@ -6,6 +6,7 @@ slower for good) shows in the range over the rounds. All arms have the same numb
 without counting, to warm up. Then come the turns: in a turn every arm is measured once, briefly, in random order; its
 time in the round is the median of its turns. A ratio is taken within a round, since what disturbs a machine changes
 slowly, and summed up over the rounds by its median and range. The null control is the first arm a second time.
+Arms that differ by less than two processes do share one in each round: see `Together`.
 
 In all arms glibc's malloc keeps freed memory. By default it gives the top of the heap back to the system and takes it
 anew, at every step or never, as the heap happens to lie: that made about one process in three, of ours or of others, a

@@ -15,7 +15,7 @@ import yaml
 
 from runner.sweep.report import COLOURS, Panel, Report, draw
 from runner.sweep.statistics import estimate, holm, paired, welch
-from runner.sweep.table import main, runs_under, save, table
+from runner.sweep.table import main, remaining, runs_under, save, table
 
 # Extra hours of sleep of ten patients under two drugs: Cushny and Peebles 1905, in Student's paper, Biometrika 1908
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
@@ -410,6 +410,14 @@ def test_the_rest_is_given_as_commands(make, capsys, tmp_path):
     assert [shlex.split(line) for line in lines[-2:]] == [
         ["python", "-m", "runner", *typed, f"seed={seed}"] for seed in (1, 2)
     ]
+
+
+def test_of_many_missing_runs_the_first_commands_are_shown():
+    found = remaining([f"run {i}" for i in range(23)]).splitlines()
+    assert found[:3] == ["", "what is missing, 23 runs:", "run 0"]
+    assert found[-2:] == ["run 19", "and 3 runs more: the sweep's own command goes on with all of them"]
+    assert remaining(["run 0"]).splitlines() == ["", "what is missing, 1 run:", "run 0"]
+    assert remaining([]) == ""
 
 
 class Drawn(Report):

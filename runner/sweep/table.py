@@ -26,6 +26,7 @@ RULES = {
     "val": "at the epoch that is best on validation",
     "test": "at the epoch that is best on test (selected on test: optimistic)",
 }
+SHOWN = 20  # commands for missing runs
 ABSENT = object()  # a key of a node that this run does not have
 INTERVAL = "mean ± half width of its 95 % confidence interval (Student t over the n seeds)"
 PAIRED = (
@@ -499,7 +500,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def remaining(commands: list[str]) -> str:
     """The commands for what is missing, one a line, under a line that says so; empty where nothing is."""
-    return "\n".join(["", f"what is missing, {counted(len(commands))}:", *commands, ""]) if commands else ""
+    if not commands:
+        return ""
+    lines, more = commands[:SHOWN], len(commands) - SHOWN
+    lines += [f"and {counted(more)} more: the sweep's own command goes on with all of them"] if more > 0 else []
+    return "\n".join(["", f"what is missing, {counted(len(commands))}:", *lines, ""])
 
 
 def counted(number: int) -> str:

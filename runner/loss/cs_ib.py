@@ -2,6 +2,7 @@
 
 from math import log
 
+import torch
 from torch import Tensor
 
 from runner.batch import Batch, Output
@@ -49,23 +50,20 @@ class CSIB(Loss):
         y = batch.y.to(z.dtype)
         log_x, log_f = (self._kernel(part.flatten(1).to(z.dtype)) for part in (batch.x, out.features))
         x, f = log_x.exp(), log_f.exp()
-        square = x.square().sum(-1)
-        yy, zz = ((x * self._pairs(a, a).exp()).sum(-1).div(square).sum().log() for a in (y, z))
+        square = x.square().sum(-1, keepdim=True)
+        yy, zz = ((x / square * self._pairs(a, a).exp()).sum().log() for a in (y, z))
         # an output may be so far from the targets that K_zy is 0 in floating point
-        zy = (log_x + self._pairs(z, y)).logsumexp(-1).sub(square.log()).logsumexp(-1)
-        divergence = yy + zz - 2 * zy
+        zy = (log_x - square.log() + self._pairs(z, y)).flatten().logsumexp(0)
         rows_x, rows_f = x.sum(-1), f.sum(-1)
         own = information(square.sum(), rows_x, rows_x) * information(f.square().sum(), rows_f, rows_f)
-        scale = own.clamp_min(SMALL**2).sqrt()
-        shared = information((x * f).sum(), rows_x, rows_f)
-        return (divergence / log(2) + self.beta * shared / scale).expand(z.shape)
+        shared = information((x * f).sum(), rows_x, rows_f) / own.clamp_min(SMALL**2).sqrt()
+        return ((yy + zz - 2 * zy) / log(2) + self.beta * shared).expand(z.shape)
 
     def _kernel(self, a: Tensor) -> Tensor:
         """The logarithm of the Gram matrix (N, N) of (N, D). That is 1 where i = j, so that no sum over a row is 0."""
-        a = a - a.mean(0)
+        a = (a - a.mean(0)) / (2**0.5 * self.sigma)
         square = a.square().sum(-1)
-        distance = (square.unsqueeze(-1) + square.unsqueeze(-2) - 2 * a @ a.mT).clamp_min(0)
-        return distance / (-2 * self.sigma**2)
+        return torch.addmm(square.unsqueeze(-1) + square.unsqueeze(-2), a, a.mT, beta=-1, alpha=2).clamp_max(0)
 
     def _pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """The logarithm of the Gram matrix between (N,) and (N,)."""
@@ -75,4 +73,4 @@ class CSIB(Loss):
 def information(joint: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """I(a; b) in nats, of the sum of Ka * Kb and the row sums (N,) of Ka and Kb, which are symmetric. The powers of N
     cancel: -2 - 4 + 2 * 3 = 0."""
-    return joint.log() + a.sum().log() + b.sum().log() - 2 * (a * b).sum().log()
+    return (joint * a.sum() * b.sum() / (a * b).sum().square()).log()

@@ -339,7 +339,7 @@ def test_overrides_of_the_command_come_last_and_are_named(call, tmp_path):
 
 
 def test_a_command_of_the_rest_runs_what_the_table_lacks(tmp_path, capsys):
-    """With real training: the first seed in this process, one more by the printed command, in a process of its own."""
+    """With real training: the first seed in this process, the others by the printed command, in a process of its own."""
 
     def here(cells, settings, place):
         for cell in cells:
@@ -350,20 +350,20 @@ def test_a_command_of_the_rest_runs_what_the_table_lacks(tmp_path, capsys):
     assert experiment.main([*words, "seed=0"], [MINE, conf_dir()], here) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.endswith("seed=1,2"))
-    result = command(*shlex.split(line)[3:], "seed=2", cwd=tmp_path)
+    result = command(*shlex.split(line)[3:], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert experiment.main([*words, "seed=0"], [MINE, conf_dir()], here) == 0
     again = capsys.readouterr().out
     assert "3 of them done before" in again
     lines = lines_of(tmp_path)
-    assert lines["CE", "test"]["seeds"] == "0 2"
+    assert lines["CE", "test"]["seeds"] == "0 1 2"
     measured = [
         json.loads(path.read_text())["last"]["test_accuracy"]
         for path in (tmp_path / "out" / "example_digits").glob("*/result.json")
         if json.loads(path.read_text())["choices"]["loss"] == "ce"
     ]
-    assert float(lines["CE", "test"]["mean"]) == pytest.approx(100 * sum(measured) / 2)
-    assert "6 runs computed by" in again  # of one commit on one machine
+    assert float(lines["CE", "test"]["mean"]) == pytest.approx(100 * sum(measured) / 3)
+    assert "9 runs computed by" in again  # of one commit on one machine
 
 
 def test_columns_may_be_of_different_runs(call, edited, tmp_path):

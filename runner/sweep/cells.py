@@ -145,11 +145,14 @@ def done(cell: Cell) -> bool:
     return (cell.folder / "result.json").exists()
 
 
+def counted(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
+
+
 def announce(cells: list[Cell]) -> None:
     """The heading of a sweep."""
     before = sum(map(done, cells))
-    runs = "1 run" if len(cells) == 1 else f"{len(cells)} runs"
-    print(f"sweep of {runs} in {home(cells)}, {before} of them done before\n", flush=True)
+    print(f"sweep of {counted(len(cells))} in {home(cells)}, {before} of them done before\n", flush=True)
 
 
 def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:

@@ -60,7 +60,7 @@ from runner.listing import title
 from runner.record import read_json
 from runner.schema import Count, Natural, NonNegative
 from runner.sweep import table
-from runner.sweep.cells import Cell, Composer, distinct, done
+from runner.sweep.cells import Cell, Composer, counted, distinct, done
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import estimate, quantile, welch
 from runner.sweep.table import Row, exact, key_of, shown
@@ -374,7 +374,7 @@ class Plan:
         seeds = [seed for seed in self.experiment.seeds if seed in open_seeds]
         words = ["python", "-m", "runner", *self.own_folders, f"+experiment={self.name}", *self.typed]
         words += [f"seed={','.join(map(str, seeds))}"] if len(seeds) < len(self.experiment.seeds) else []
-        return f"\nwhat is missing, {table.counted(len(left))}:\n{shlex.join(words)}\n"
+        return f"\nwhat is missing, {counted(len(left))}:\n{shlex.join(words)}\n"
 
 
 def composer(folders: list[Path]) -> Composer:

@@ -18,6 +18,7 @@ from typing import Any
 from runner.build import suggest
 from runner.config import APART, APART_TRAIN
 from runner.record import finished, history, read_config, read_json
+from runner.sweep.cells import counted
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import Estimate, estimate, holm, paired
 
@@ -505,10 +506,6 @@ def remaining(commands: list[str]) -> str:
     lines, more = commands[:SHOWN], len(commands) - SHOWN
     lines += [f"and {counted(more)} more: the sweep's own command goes on with all of them"] if more > 0 else []
     return "\n".join(["", f"what is missing, {counted(len(commands))}:", *lines, ""])
-
-
-def counted(number: int) -> str:
-    return "1 run" if number == 1 else f"{number} runs"
 
 
 if __name__ == "__main__":

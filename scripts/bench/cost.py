@@ -24,7 +24,7 @@ PACKAGES = ()
 WHERE = report.TOGETHER
 BINARY = ("anyloss", "ensloss")  # losses for two classes
 COMMON = ("optim.lr=0.001",)  # labels are random: with the default some losses leave the range of fp32
-TOGETHER = 10  # losses with one control
+PART = 10  # losses with one control
 EPOCHS = {replace(LENET, train=256, test=64): 16, replace(RESNET, train=64, test=64): 4}  # four epochs a measurement
 TERMS = {"saf": ("hook=saf", "hook.saf.start=0"), "mesa": ("hook=mesa", "hook.mesa.start=0")}
 
@@ -65,7 +65,7 @@ def measure(
 
     losses = names() if losses is None else losses
     several = [name for name in losses if name not in BINARY]
-    parts = [(case, several[start : start + TOGETHER]) for start in range(0, len(several), TOGETHER)]
+    parts = [(case, several[start : start + PART]) for start in range(0, len(several), PART)]
     if binary := [name for name in losses if name in BINARY]:
         parts.append((replace(case, name=f"{case.name}, two classes", classes=2), binary))
     for where, part in parts:

@@ -339,7 +339,7 @@ def test_overrides_of_the_command_come_last_and_are_named(call, tmp_path):
 
 
 def test_a_command_of_the_rest_runs_what_the_table_lacks(tmp_path, capsys):
-    """With real training: the first seed in this process, the others by the printed command, in a process of its own."""
+    """With real training: the first seed in this process, the others by the printed command, in another."""
 
     def here(cells, settings, place):
         for cell in cells:

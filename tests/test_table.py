@@ -499,3 +499,13 @@ def test_an_empty_folder_is_one_line_and_status_2(tmp_path):
     command = [sys.executable, "-m", "runner.sweep.table", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert (run.returncode, run.stdout, run.stderr) == (2, "", f"no runs in {tmp_path}\n")
+
+
+def test_regression_is_tabled_by_its_error(make):
+    """Without being asked; with a run that has an accuracy among them that is the measure, as ever."""
+    error, other = make(0, 0.25, loss="mse"), make(0, 0.5)
+    path = error / "result.json"
+    path.write_text(path.read_text().replace("test_accuracy", "test_mae"))
+    found = table([error])
+    assert (found.metric, found.rows[0].mean, found.percent) == ("test_mae", 0.25, False)
+    assert table([error, other]).metric == "test_accuracy"

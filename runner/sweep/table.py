@@ -360,7 +360,7 @@ def order(value: Any) -> tuple:
 def table(
     folders: list[Path],
     select: str = "last",
-    metric: str = "test_accuracy",
+    metric: str | None = None,
     by: list[str] | None = None,
     baseline: str | None = None,
 ) -> Table:
@@ -370,7 +370,8 @@ def table(
     ----------
     folders : run folders, finished or not. One that holds no run yet is noted as not started.
     select : the epoch of the value, `last`, `val` (best on validation) or `test` (best on test; marked in the table).
-    metric : a key of the measures in result.json. Accuracies, ECE and mAP are printed in per cent.
+    metric : a key of the measures in result.json. None: test_accuracy, and test_mae of runs without one. Accuracies,
+        ECE and mAP are printed in per cent.
     by : config keys or groups to group by. None: all that vary between the runs, apart from the seed.
     baseline : the row that the others are compared with, by seed: `loss=ce`, or more keys with blanks between them.
         Where several rows fit, each row is compared with the one that it otherwise agrees with.
@@ -384,6 +385,9 @@ def table(
         No run at all; a metric that no finished run has; a key of `by` that no run has; a baseline that is no row, or
         rows that cannot be paired by seed.
     """
+    if metric is None:
+        known = set().union(*(measure(folder, select, "")[2] for folder in folders))
+        metric = "test_mae" if "test_mae" in known and "test_accuracy" not in known else "test_accuracy"
     runs, absent = [], []
     for folder in folders:
         if (folder / ".hydra" / "config.yaml").exists():
@@ -481,7 +485,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path, help="outputs/NAME")
     parser.add_argument("--select", choices=tuple(RULES), default="last", help="which epoch counts; default last")
-    parser.add_argument("--metric", default="test_accuracy", help="default test_accuracy")
+    parser.add_argument("--metric", help="default test_accuracy, or test_mae for regression")
     parser.add_argument("--by", help="keys to group by, such as loss,optim; default: all that vary but the seed")
     parser.add_argument("--baseline", help="the row to compare the others with, paired by seed, such as loss=ce")
     parser.error = lambda message: parser.exit(2, f"{message}\n")

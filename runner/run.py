@@ -407,6 +407,7 @@ def _heading(config: dict, overrides: list[str], job: Job, place: Path) -> str:
         lines.append(_origin(trainer.origin))
     if "*" in chosen:
         lines.insert(2, "        * set by another option's file, not on the command line")
+    lines += [f"note    {notice}" for notice in trainer.notices]
     if trainer.count:
         lines.append(f"resumed at {'step' if trainer.unit == 'epoch' else trainer.unit} {trainer.count:,}")
     return "\n".join(lines)
@@ -458,6 +459,7 @@ def _result(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         **lines,
         "classes": {"names": data.names, **by_class} if found else None,
         "data": data.record,
+        "notices": trainer.notices,
         **({"checkpoint": trainer.origin} if trainer.origin else {}),
     }
 

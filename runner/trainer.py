@@ -150,6 +150,7 @@ class Trainer:
         self.seconds, self.save_cost = 0.0, 0.0
         self.tick_from_now()
         self.report: dict = {}  # what else the next epoch's line says
+        self.notices = list(dataset.notices)  # lines said before the first step: what has no effect, what differs
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
 

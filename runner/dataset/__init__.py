@@ -124,6 +124,7 @@ class Dataset:
     train, val, test : splits; `val` is None where nothing is held out
     mean, std : float32 (C,) or (D,), in the units of the raw inputs
     record : plain facts about what was done
+    notices : lines that a run says before its first step: what about these data may surprise
     """
 
     task: Literal["classes", "multilabel", "regression"] = "classes"
@@ -162,6 +163,7 @@ class Dataset:
                 raise ValueError(f"dataset.{setting} is defined for classes only, and this data set is {self.task}")
         self.val_fraction, self.subset, self.imbalance, self.bag_size = val, subset, imbalance, bag_size
         self.noise, self.noise_rate, self.asymmetric = noise, noise_rate, asymmetric
+        self.notices: list[str] = []
         self.seed = seed
         self.damage_seed = seed if damage_seed is None else damage_seed
 

@@ -30,6 +30,21 @@ ERRORS = [
 RATES = [("lr", "learning rate", "lr", "-")]
 
 
+def write(figure, path: Path) -> None:
+    """A figure as the suffix of the path says (.png, .pdf, .svg), atomically."""
+    content, kind = io.BytesIO(), path.suffix[1:]
+    figure.savefig(content, format=kind, **({"pil_kwargs": {"compress_level": 1}} if kind == "png" else {}))
+    write_atomic(path, content.getvalue())
+
+
+def within(low: float, high: float, percent: bool, share: float = 0.08) -> tuple[float, float]:
+    """The ends of an axis on which values from low to high keep a margin, a share of their distance; per cent end at 0
+    and at 100."""
+    margin = share * (high - low) or share * abs(high) or share
+    low, high = low - margin, high + margin
+    return (max(low, 0.0), min(high, 100.0)) if percent else (low, high)
+
+
 def series(history: list[dict], key: str, x: str) -> tuple[list[float], list[float]]:
     """The points at which the measure was taken: one taken every few epochs is still one line."""
     points = [(record[x], record[key]) for record in history if record.get(key) is not None]
@@ -62,9 +77,7 @@ def draw(history: list[dict], path: Path) -> None:
         panel(middle, history, x, ACCURACIES, "Accuracy (%)", factor=100, value="{:.2f} %")
     panel(right, history, x, RATES, "Learning rate")
 
-    content = io.BytesIO()
-    figure.savefig(content, format="png", pil_kwargs={"compress_level": 1})
-    write_atomic(path, content.getvalue())
+    write(figure, path)
 
 
 def panel(axes, history, x, shown, title, factor=1.0, value="{:.4g}") -> None:

@@ -125,7 +125,8 @@ def test_paper_and_ours_by_hand(call, tmp_path):
     assert float(ce["welch_ci95_half_width"]) == pytest.approx(
         stats.t.ppf(0.975, freedom) * math.sqrt(19 / 3), rel=1e-9
     )
-    assert (ce["paper_inside"], ce["welch_holds_0"]) == ("true", "true")
+    # both hold what they are compared with, but are wider than the 3.25 between the paper's 80 and 83.25
+    assert (ce["paper_inside"], ce["welch_holds_0"]) == ("too wide", "too wide")
     assert (ce["paper"], ce["paper_spread"], ce["paper_kind"], ce["paper_n"]) == ("80.0", "2.0", "sd", "4")
     assert (ce["n"], ce["runs"], ce["seeds"], ce["missing"]) == ("3", "3", "0 1 2", "")
     # no spread is printed: the paper's 0.7 against 0.21 ± 0.1, and no interval of the difference
@@ -157,13 +158,39 @@ def test_paper_and_ours_by_hand(call, tmp_path):
         "79.00 ± 9.94",
         "3",
         "-1.00 ± 8.43",
-        "yes",
-        "yes",
+        "too wide",
+        "too wide",
     ]
     assert cells_of(text, "CE", "NLL") == ["0.7", "0.21 ± 0.099", "3", "-0.49", "no", "-"]
     assert cells_of(text, "focal", "test (%)") == ["-", "81.67 ± 18.97", "3", "-", "-", "-"]
     assert cells_of(text, "Poly-1", "test (%)", 1) == ["+3.33 ± 3.79", "3", "0.063", "0.13"]
     assert r"83.25 $\pm$ 1.00 (se, n=4)" in (folder / "experiment.tex").read_text()
+
+
+def test_an_interval_that_holds_everything_is_too_wide_to_tell(call, edited, tmp_path):
+    """The paper's rows are 60 apart: 79.00 ± 9.94 tells them apart, 81.67 ± 73.06 does not, and a no stays a no."""
+
+    def change(node):
+        node["columns"] = {"test": "test_accuracy"}
+        for row, value in {"CE": 80.0, "Poly-1": 83.25, "focal": 23.25}.items():
+            node["rows"][row]["paper"] = {"test": {"value": value}}
+
+    half = 73.06 / T2 * math.sqrt(3) / 100  # the standard deviation of three values with that interval
+    found = {**FOUND, "poly": [0.8167 - half, 0.8167, 0.8167 + half]}
+    call(mine=edited(change), run=Stand(found))
+    lines = lines_of(tmp_path)
+    told = {row: lines[row, "test"]["paper_inside"] for row in ("CE", "Poly-1", "focal")}
+    assert told == {"CE": "true", "Poly-1": "too wide", "focal": "false"}
+    text = (tmp_path / "out" / "example_digits" / "experiment.md").read_text()
+    assert cells_of(text, "Poly-1", "test (%)")[1:] == ["81.67 ± 73.06", "3", "-1.58", "too wide", "-"]
+    assert "too wide: it does, but is wider than the paper's numbers of this measure are apart" in text
+
+
+def test_of_one_printed_number_its_own_size_is_the_reach():
+    one = experiment.Printed(0.7)
+    assert experiment.reach([one]) == experiment.reach([one, one]) == 0.7
+    assert experiment.reach([one, experiment.Printed(-0.1), experiment.Printed(0.2)]) == pytest.approx(0.8)
+    assert experiment.reach([]) is experiment.reach([experiment.Printed(0.0)]) is None
 
 
 def test_without_printed_numbers_a_row_is_a_line(call, edited, tmp_path):

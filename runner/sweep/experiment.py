@@ -66,6 +66,9 @@ from runner.sweep.statistics import estimate, quantile, welch
 from runner.sweep.table import Row, exact, key_of, shown
 
 
+WIDE = "too wide"
+
+
 @dataclass
 class Printed:
     """A number as the paper prints it, in the unit of the table."""
@@ -418,11 +421,23 @@ def identities(cells: dict) -> list[str]:
     return [identity(next(iter(of_seed.values())).config) for of_seed in cells.values()]
 
 
+def reach(printed: list[Printed]) -> float | None:
+    """How far apart the numbers are that a paper prints of one measure, from its smallest to its largest; where it
+    prints one, or the same for all rows, that number itself. An interval that is wider and holds one of them would hold
+    the others as well: it cannot tell. None without a number, or with 0 alone.
+    """
+    values = [one.value for one in printed]
+    if not values:
+        return None
+    return max(values) - min(values) or abs(values[0]) or None
+
+
 @dataclass
 class Entry(Row):
     """One measure of one row, with what the paper prints of it."""
 
     printed: Printed | None = None
+    reach: float | None = None  # how wide an interval may be that still tells the table's numbers apart
 
     @property
     def gap(self) -> float | None:
@@ -437,14 +452,21 @@ class Entry(Row):
         return welch(estimate(self.scaled), self.printed.error, self.printed.n)
 
     @property
-    def inside(self) -> bool | None:
-        """Whether the paper's number lies in our interval."""
-        return None if self.gap is None or self.half_width is None else abs(self.gap) <= self.scale * self.half_width
+    def inside(self) -> bool | str | None:
+        """Whether the paper's number lies in our interval; WIDE where it does, and so would any other."""
+        return self.judge(self.half_width and self.scale * self.half_width)
 
     @property
-    def agrees(self) -> bool | None:
-        """Whether the interval of `gap` holds 0."""
-        return None if self.margin is None else abs(self.gap) <= self.margin
+    def agrees(self) -> bool | str | None:
+        """Whether the interval of `gap` holds 0; WIDE where it does, and would for any other number."""
+        return self.judge(self.margin)
+
+    def judge(self, half: float | None) -> bool | str | None:
+        if self.gap is None or half is None:
+            return None
+        if abs(self.gap) > half:
+            return False
+        return True if self.reach is None or 2 * half <= self.reach else WIDE
 
     def judged(self) -> list[str]:
         """The cells of difference, inside and agrees."""
@@ -452,7 +474,7 @@ class Entry(Row):
             return ["-"] * 3
         digits, error = (".2f", ".2f") if self.percent else (".3g", ".2g")
         gap = f"{self.gap:+{digits}}" + ("" if self.margin is None else f" ± {self.margin:{error}}")
-        words = {None: "n < 2", True: "yes", False: "no"}
+        words = {None: "n < 2", True: "yes", False: "no", WIDE: WIDE}
         return [gap, words[self.inside], "-" if self.printed.error is None else words[self.agrees]]
 
 
@@ -476,8 +498,13 @@ class Comparison(Report):
                     entry.values.append(value)
                     entry.seeds.append(seed)
             self.entries[row, column] = entry
-        for column in made.columns if made.baseline else ():
+        for column in made.columns:
             rows = [self.entries[row, column] for row in made.rows]
+            apart = reach([entry.printed for entry in rows if entry.printed])
+            for entry in rows:
+                entry.reach = apart
+            if not made.baseline:
+                continue
             for entry in rows:
                 entry.base = self.entries[made.baseline, column]
             table.compare(rows)
@@ -492,7 +519,9 @@ class Comparison(Report):
         if self.printed:
             lines.append(
                 "paper: ± as it is explained there; inside: the paper's number lies in our interval; Welch: the 95 % "
-                "interval of ours - paper (±, from the paper's spread and n) holds 0"
+                "interval of ours - paper (±, from the paper's spread and n) holds 0; "
+                f"{WIDE}: it does, but is wider than the paper's numbers of this measure are apart (of one number: than "
+                "that), so it tells nothing"
             )
         if made.baseline:
             lines.append(f"minus {made.baseline}: {table.PAIRED} the comparisons of the same measure")
@@ -605,7 +634,8 @@ class Comparison(Report):
             ]
             unit = " (%)" if entries[0].percent else ""
             mark = ", selected on test" if self.experiment.select == "test" else ""
-            found.append(Panel(f"{column}{unit}{mark}", rows))
+            wide = {entry.keys["row"] for entry in entries if entry.inside == WIDE}
+            found.append(Panel(f"{column}{unit}{mark}", rows, wide, entries[0].percent))
         return found
 
 

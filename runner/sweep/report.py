@@ -4,14 +4,15 @@ import csv
 import io
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.curves import COLOURS, GRID, INK
+from runner.curves import COLOURS, GRID, INK, within, write
 from runner.record import write_atomic
 from runner.sweep.statistics import estimate
 
-PAPER, OURS, SEED = "paper, ± as printed", "ours, 95 % interval", "one seed"
+PAPER, OURS, WIDE, SEED = "paper, ± as printed", "ours, 95 % interval", "ours, too wide to tell", "one seed"
+MEAN = "mean, 95 % interval"  # where there is no paper beside it
 
 
 @dataclass
@@ -28,10 +29,15 @@ class Block:
 
 @dataclass
 class Panel:
-    """One panel of a table's figure: a measure, and for every row its name, our values, and (value, ±) of the paper."""
+    """One panel of a table's figure: a measure, and for every row its name, our values, and (value, ±) of the paper.
+
+    wide : the names of the rows whose interval is too wide to tell anything. percent : the values are per cent.
+    """
 
     title: str
     rows: list[tuple[str, list[float], tuple[float, float | None] | None]]
+    wide: set[str] = field(default_factory=set)
+    percent: bool = False
 
 
 class Report:
@@ -113,8 +119,9 @@ def escape(text: str) -> str:
 
 
 def draw(made: Report, path: Path, title: str = "") -> None:
-    """A figure as PNG, written atomically: for every measure a panel, for every row our mean with its 95 % interval and
-    each seed's value as a faint point, and above it what the paper prints. At most 60 rows; the figure says so.
+    """A figure as the suffix of the path says (.png, .pdf, .svg), written atomically: for every measure a panel, for
+    every row our mean with its 95 % interval and each seed's value as a faint point, and above it what the paper prints.
+    An interval that is too wide to tell is dotted, and does not stretch the axis. At most 60 rows; the figure says so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -138,30 +145,40 @@ def draw(made: Report, path: Path, title: str = "") -> None:
     if heading:
         heading = [textwrap.fill(line, int(11 * size[0])) for line in heading]
         figure.suptitle("\n".join(heading), x=0.01, ha="left", fontsize=11, color=INK)
-    marks = {name: marks[name] for name in (PAPER, OURS, SEED) if name in marks}
-    where = {"loc": "outside lower left", "ncols": 3, "frameon": False, "fontsize": 9}
+    if PAPER not in marks and OURS in marks:
+        marks[MEAN] = marks.pop(OURS)
+    marks = {name: marks[name] for name in (PAPER, OURS, WIDE, MEAN, SEED) if name in marks}
+    where = {"loc": "outside lower left", "ncols": 4, "frameon": False, "fontsize": 9}
     figure.legend(marks.values(), marks.keys(), labelcolor=INK, **where)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_atomic(path, content.getvalue())
+    write(figure, path)
 
 
 def _panel(axes, panel: Panel, rows: int) -> dict:
     """Draw one panel; returns a mark for each kind of thing in it, for the legend."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
-    marks = {}
+    marks, ends = {}, []
     apart = 0.16 if any(printed for *_, printed in panel.rows) else 0
-    for y, (_, values, printed) in enumerate(panel.rows[:rows]):
+    for y, (name, values, printed) in enumerate(panel.rows[:rows]):
         if printed:
             value, bar = printed
+            ends += [value - (bar or 0), value + (bar or 0)]
             style = {"fmt": "D", "color": COLOURS["test"], "markersize": 5, "capsize": 3}
             marks[PAPER] = axes.errorbar([value], [y - apart], xerr=bar, **style)
+            marks[PAPER][0].set_clip_on(False)  # a point at 100 % is whole
         if values:
-            found, style = estimate(values), {"color": COLOURS["train"], "capsize": 3}
-            marks[OURS] = axes.errorbar([found.mean], [y + apart], xerr=found.half, fmt="o", markersize=6, **style)
+            found, style = estimate(values), {"color": COLOURS["train"], "capsize": 3, "markersize": 6}
+            wide = name in panel.wide
+            half = found.half or 0
+            ends += [*values, *([] if wide else [found.mean - half, found.mean + half])]
+            style |= {"markerfacecolor": "white", "capsize": 0} if wide else {}
+            bars = axes.errorbar([found.mean], [y + apart], xerr=found.half, fmt="o", **style)
+            bars[0].set_clip_on(False)
+            if wide:
+                bars[2][0].set_linestyle((0, (1, 2)))
+            marks[WIDE if wide else OURS] = bars
             below = [y + apart + (0.12 if rows < 20 else 0.2)] * len(values)
-            style = {"color": COLOURS["train"], "alpha": 0.4, "markersize": 3.5, "markeredgewidth": 0}
+            style = {"color": COLOURS["train"], "alpha": 0.4, "markersize": 3.5, "markeredgewidth": 0, "clip_on": False}
             marks[SEED] = axes.plot(values, below, "o", **style)[0]
         else:
             at = axes.get_yaxis_transform()
@@ -173,7 +190,8 @@ def _panel(axes, panel: Panel, rows: int) -> dict:
     axes.set_title(panel.title, loc="left", fontsize=10, fontweight="bold", color=INK)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.margins(x=0.08)
+    if ends:
+        axes.set_xlim(*within(min(ends), max(ends), panel.percent))
     axes.tick_params(colors=INK, length=0, labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color("#bbbbbb")

@@ -159,7 +159,7 @@ class Table(Report):
 
     def panels(self) -> list[Panel]:
         rows = [(self.name(row) or self.metric, row.scaled, None) for row in self.rows]
-        return [Panel(self.column(), rows)]
+        return [Panel(self.column(), rows, percent=self.percent)]
 
 
 def with_interval(found: Estimate | None, percent: bool) -> str:

@@ -65,7 +65,6 @@ from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import estimate, quantile, welch
 from runner.sweep.table import Row, exact, key_of, shown
 
-
 WIDE = "too wide"
 
 
@@ -520,8 +519,8 @@ class Comparison(Report):
             lines.append(
                 "paper: ± as it is explained there; inside: the paper's number lies in our interval; Welch: the 95 % "
                 "interval of ours - paper (±, from the paper's spread and n) holds 0; "
-                f"{WIDE}: it does, but is wider than the paper's numbers of this measure are apart (of one number: than "
-                "that), so it tells nothing"
+                f"{WIDE}: it does, but is wider than the paper's numbers of this measure are apart (of one number: "
+                "than that), so it tells nothing"
             )
         if made.baseline:
             lines.append(f"minus {made.baseline}: {table.PAIRED} the comparisons of the same measure")

@@ -120,7 +120,7 @@ def escape(text: str) -> str:
 
 def draw(made: Report, path: Path, title: str = "") -> None:
     """A figure as the suffix of the path says (.png, .pdf, .svg), written atomically: for every measure a panel, for
-    every row our mean with its 95 % interval and each seed's value as a faint point, and above it what the paper prints.
+    every row our mean with its 95 % interval and each seed's value as a faint point, above it what the paper prints.
     An interval that is too wide to tell is dotted, and does not stretch the axis. At most 60 rows; the figure says so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

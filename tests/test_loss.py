@@ -13,8 +13,10 @@ A reference module has
                                     for `features` too
 
 and `reference` may ask by name for `state` (the loss's state_dict before the pass, as a dict of arrays), `index` (B,),
-`features` (B, D), `classes`, `samples`, `class_counts`, and `held`: the logits, (B, C), at which what the loss detaches
-is to be evaluated. They are those of the pass, but for the test of the gradient, which moves `logits` alone.
+`features` (B, D), the inputs `x` (B, D), `classes`, `samples`, `class_counts`, `bag`, and `held`: the logits, (B, C),
+at which what the loss detaches is to be evaluated. They are those of the pass, but for the test of the gradient, which
+moves `logits` alone. It is written from the paper's definition or another implementation, never from the code that it
+checks, and the batches of this file vary in all of it: what does not vary cannot tell two formulas apart.
 """
 
 import importlib
@@ -93,17 +95,25 @@ def arrays(loss):
 
 def expected(option, setting, loss, z, y, held=None):
     """The reference's values, with what it asks for."""
-    z = z.detach().numpy()
-    given = {**context(option), "state": arrays(loss), "index": np.arange(B), "features": FEATURES.numpy()}
-    given["held"] = z if held is None else held.numpy()
+    z, held = z.detach().numpy(), None if held is None else held.numpy()
+    return reference(option).reference(**inputs(option, loss, z, y.numpy(), held), **setting)
+
+
+def inputs(option, loss, z, y, held=None):
+    """{name: value} of what the option's reference asks for."""
+    given = {**context(option), "logits": z, "y": y, "held": z if held is None else held, "state": arrays(loss)}
+    given |= {"index": order(B).numpy(), "features": FEATURES.numpy(), "x": X.numpy()}
     asked = inspect.signature(reference(option).reference).parameters
-    given = {name: what for name, what in given.items() if name in asked}
-    return reference(option).reference(z, y.numpy(), **given, **setting)
+    return {name: what for name, what in given.items() if name in asked}
+
+
+def order(rows):
+    """Which training samples the rows of a batch are: not in their order, and the two bags of six mixed."""
+    return torch.tensor([i for i in (4, 0, 3, 1, 5, 2) if i < rows]) if rows <= B else torch.arange(rows)
 
 
 def batch(y, index=None):
-    rows = len(y)
-    return Batch(torch.zeros(rows, D), y, torch.arange(rows) if index is None else index)
+    return Batch(X[: len(y)], y, order(len(y)) if index is None else index)
 
 
 def value(loss, logits, y):
@@ -118,12 +128,14 @@ def draw(*shape, dtype=torch.float64, seed=0):
 
 
 FEATURES = draw(B, D, seed=2).bfloat16().double()  # the same in every dtype
+X = draw(B, D, seed=9)
 IDS = torch.tensor([0, 4, 2, 2, 1, 3])
 SOFT = torch.softmax(draw(B, C, seed=1), -1)
 MULTIHOT = torch.tensor(
     [[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0], [0, 1, 1, 0, 1], [1, 0, 1, 0, 0.0]]
 )
 REAL = draw(B, seed=3)
+REAL[4] = REAL[1]  # labels are tied, too
 
 
 def logits(option, kind, *lead, dtype=torch.float64, seed=0):
@@ -317,7 +329,7 @@ def test_values_of_the_formula(option, setting, kind):
 def test_replica_axis_equals_a_loop(option, setting, kind, shared):
     loss, z, own = make(option, **setting), logits(option, kind, 3, B), targets(option, kind)
     y = torch.stack([own] * 3 if shared else [own, own.roll(1, 0), own.flip(0)])
-    index = torch.arange(B)
+    index = order(B)
 
     def one(z, y):
         return loss(Output(z, FEATURES), batch(y, index)).sum()

@@ -89,10 +89,21 @@ def test_conr_of_far_labels_and_dead_features_is_finite():
 
 def test_cs_ib_by_hand():
     """Two samples with one input (K = 1 everywhere), targets 0 and 1, outputs both 0, sigma^2 = 1 / (2 ln 2), so that a
-    distance of 1 counts 1/2: S(yy) = 2 (1 + 1/2) / 2 = 3/2, S(zz) = 2, S(zy) = 3/2."""
+    distance of 1 counts 1/2: S(yy) = 2 (1 + 1/2) / 4 = 3/4, S(zz) = 1, S(zy) = 3/4; factors cancel."""
     y, z = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     loss = value(CSIB(0.0, (2 * log(2)) ** -0.5), z, y, z[:, None])
     np.testing.assert_allclose(loss.numpy(), [log2(1.5) + log2(2) - 2 * log2(1.5)] * 2, rtol=1e-12)
+
+
+def test_cs_ib_divides_by_the_square_of_the_sum():
+    """Where every input is alike a slip in the normaliser cancels; here none is. The numbers are those of Proposition 1
+    worked out apart from this project; with the authors' sum of squares the value is 0.535072."""
+    x, y = torch.tensor([[0.0], [0.5], [1.0], [3.0]]).double(), torch.tensor([0.0, 1.0, 2.0, -1.0]).double()
+    z = torch.tensor([0.2, 0.7, 1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    loss = value(CSIB(0.0, 1.0), z, y, x, x)
+    np.testing.assert_allclose(loss.detach().numpy(), [0.727147] * 4, atol=5e-7)
+    (gradient,) = torch.autograd.grad(loss.mean(), z)
+    np.testing.assert_allclose(gradient.numpy(), [-0.0191, -0.1292, -0.2601, 0.9383], atol=5e-5)
 
 
 def test_cs_ib_with_inputs_that_differ():

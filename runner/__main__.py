@@ -32,6 +32,10 @@ Flags:
   --cfg job              print the composed config and do nothing
   --version, --help, --hydra-help
 """
+PLUGINS = {
+    "hydra/launcher": "hydra-joblib-launcher, hydra-submitit-launcher",
+    "hydra/sweeper": "hydra-optuna-sweeper",
+}
 # fmt: off
 FLAGS = (
     "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--cfg", "-c",
@@ -145,6 +149,7 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     from runner.build import ConfigError
     from runner.errors import explain
     from runner.sweep import plugins
+    from runner.sweep.objective import Failed, best
 
     plugins.register()
     takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
@@ -153,12 +158,17 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     sys.argv = ["runner", *_with_options(argv)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
+        if plugins.Pool.searched_in is not None and (found := best(plugins.Pool.searched_in)):
+            print(found)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except KeyboardInterrupt:
         return 130
     except ConfigError as error:
         return _mistake(str(error))
+    except Failed as error:  # a run of a search, and the sweeper goes on without it no longer
+        print(f"runner: {error}", file=sys.stderr)
+        return 1
     except (HydraException, OmegaConfBaseException) as error:
         return _mistake(_launcher(error) or explain(error, getattr(error, "cell", words), folders))
     except OSError as error:
@@ -200,30 +210,37 @@ def _with_options(argv: list[str]) -> list[str]:
 
 
 def _launcher(error: Exception) -> str | None:
-    """About a launcher that is not here; None where that is not the trouble."""
+    """About a launcher or a sweeper that is not here; None where that is not the trouble."""
     kind, _, name = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    if kind != "hydra/launcher":
+    if kind not in PLUGINS:
         return None
     from runner.build import suggest
 
     known = error.options or []
-    more = "Others are packages of their own: pip install hydra-joblib-launcher, hydra-submitit-launcher, ..."
-    return f"no launcher named '{name}'.{suggest(name, known)} There are: {', '.join(known)}. {more}"
+    more = f"Others are packages of their own: pip install {PLUGINS[kind]}, ..."
+    return f"no {kind.partition('/')[2]} named '{name}'.{suggest(name, known)} There are: {', '.join(known)}. {more}"
 
 
-def _job(cfg) -> None:
-    """One run, in the process that composed it. Ends the process's status with SystemExit where it is not 0."""
+def _job(cfg) -> float | None:
+    """One run, in the process that composed it. Ends the process's status with SystemExit where it is not 0.
+
+    Returns what a sweeper that searches asks for, see `runner.sweep.objective`.
+    """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from runner.build import ConfigError
     from runner.compose import resolved
-    from runner.config import check_all
+    from runner.config import check_all, folder
+    from runner.sweep.objective import objective, searchable, searches
 
     hydra_config = HydraConfig.get()
+    search = hydra_config.mode.name == "MULTIRUN" and searches(hydra_config.sweeper)
     try:
         config = resolved(cfg, OmegaConf.to_container(hydra_config.runtime.choices))
         check_all(config)
+        if search:
+            searchable(config)
     except ConfigError as error:
         raise SystemExit(_mistake(str(error))) from None
     overrides = OmegaConf.to_container(hydra_config.overrides.task)
@@ -231,6 +248,7 @@ def _job(cfg) -> None:
     one_process = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if status and (hydra_config.mode.name == "RUN" or status > 128 or not one_process):
         raise SystemExit(status)  # in a sweep the next cell goes on; the sweep's end says which failed
+    return objective(folder(config)) if search else None
 
 
 def launch(config: dict, overrides: list[str]) -> int:

@@ -20,20 +20,25 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.build import ConfigError
 from runner.config import Sweep
 from runner.sweep import cells as ends
-from runner.sweep import pool
+from runner.sweep import objective, pool
 from runner.sweep.cells import Cell, Composer
 
 
 class Pool(Launcher):
     """`hydra/launcher=pool`: the cells go to warm worker processes, see `runner.sweep.pool`."""
 
+    searched_in: Path | None = None  # the folder of the last search of this process
+
     def setup(self, *, hydra_context, task_function, config) -> None:
         self.context, self.config = hydra_context, config
         self.ready: dict[tuple, Cell] = {}  # by their overrides: what the sweeper has composed before
+        self.searched = objective.searches(config.hydra.sweeper)
+        Pool.searched_in = Path(config.hydra.sweep.dir) if self.searched else None
         self.why: dict[Path, str] = {}
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """The value of each job is its status, as `runner.sweep.pool.run` says it. After a signal, SystemExit."""
+        """The value of each job is its status, as `runner.sweep.pool.run` says it, and for a sweeper that searches the
+        number of `runner.sweep.objective`. After a signal, SystemExit."""
         import os
 
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -42,14 +47,22 @@ class Pool(Launcher):
             )
         compose = Composer(lambda words: self.context.config_loader.load_sweep_config(self.config, words))
         cells = [self.ready.get(tuple(words)) or compose(list(words)) for words in job_overrides]
+        for cell in cells if self.searched else ():
+            objective.searchable(cell.config)
         outcome = pool.run(cells, Sweep(**cells[0].config["sweep"]), Path(self.config.hydra.sweep.dir))
         if outcome.signal:
             raise SystemExit(143 if "TERM" in outcome.signal else 130)
         self.why |= outcome.why
-        return [
-            JobReturn(overrides=cell.overrides, status=JobStatus.COMPLETED, _return_value=outcome[cell.folder])
-            for cell in cells
-        ]
+        return [self.told(cell, outcome[cell.folder]) for cell in cells]
+
+    def told(self, cell: Cell, status: str) -> JobReturn:
+        state, value = JobStatus.COMPLETED, status
+        if self.searched:
+            try:
+                value = objective.objective(cell.folder)
+            except objective.Failed as error:
+                state, value = JobStatus.FAILED, error
+        return JobReturn(overrides=cell.overrides, status=state, _return_value=value)
 
 
 class Checked(Sweeper):

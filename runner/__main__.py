@@ -6,6 +6,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from runner import words
+from runner.build import ConfigError
 from runner.listing import GROUPS, conf_dir, listing, options
 
 USAGE = """\
@@ -36,41 +38,38 @@ PLUGINS = {
     "hydra/launcher": "hydra-joblib-launcher, hydra-submitit-launcher",
     "hydra/sweeper": "hydra-optuna-sweeper",
 }
-# fmt: off
-FLAGS = (
-    "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--cfg", "-c",
-    "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-path", "-cp",
-    "--config-name", "-cn", "--shell-completion", "-sc", "--experimental-rerun",
-)
-# fmt: on
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 130/143 stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    argv = [_alias(word) for word in argv]
-    argv.sort(key=lambda word: word not in ("-m", "--multirun"))  # Hydra takes no flag between two overrides
+    try:
+        flags, given = words.ordered(map(_alias, argv))
+        folders = _folders(flags)
+    except ConfigError as error:
+        return _mistake(str(error))
+    argv = [*flags, *given]
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own methods, also through the console script
-    folders = _folders(argv)
-    if "--list" in argv:
-        words = [word for word in argv[argv.index("--list") + 1 :] if not word.startswith("-")]
-        print(listing(folders, *words[:2]))
+    if "--list" in flags:
+        print(listing(folders, *given[:2]))
         return 0
-    if "--help" in argv or "-h" in argv:
+    if "--help" in flags or "-h" in flags:
         print(_usage(folders))
         return 0
-    if "--version" in argv:
+    if "--version" in flags:
         from runner import __version__
 
         print(__version__)
         return 0
-    for word in argv:
-        if word.startswith("-") and "=" not in word and word not in FLAGS:
-            from runner.build import suggest
-
-            return _mistake(f"no flag '{word}'.{suggest(word, FLAGS)} See --help")
-    if any(word.lstrip("+").startswith("experiment=") for word in argv):
+    experiment_ = any(word.lstrip("+").startswith("experiment=") for word in given)
+    try:
+        for word in given if not {"--hydra-help", "--shell-completion", "-sc"} & set(flags) else []:
+            seeds = experiment_ and word.startswith("seed=")
+            words.parse(word, sweep=bool({"-m", "--multirun"} & set(flags)) or seeds)
+    except ConfigError as error:
+        return _mistake(str(error))
+    if experiment_:
         from runner.sweep import experiment
 
         return experiment.main(argv, folders)
@@ -95,13 +94,15 @@ def _alias(word: str) -> str:
     return word
 
 
-def _folders(argv: list[str]) -> list[Path]:
-    """The user's --config-dir, where given, then the packaged one."""
+def _folders(flags: list[str]) -> list[Path]:
+    """The user's --config-dir, where given, then the packaged one. Raises ConfigError where there is no such folder."""
     found = []
-    for i, word in enumerate(argv):
+    for word, following in zip(flags, [*flags[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
-            found.append(Path(value if equals else argv[i + 1] if i + 1 < len(argv) else "."))
+            found.append(Path(value if equals else following))
+            if not found[-1].is_dir():
+                raise ConfigError(f"--config-dir {found[-1]}: there is no such folder")
     return [*found, conf_dir()]
 
 
@@ -146,14 +147,12 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.__main__ import _job  # by a name that other processes can import: launchers send it there
-    from runner.build import ConfigError
-    from runner.errors import explain
+    from runner.errors import broken, explain
     from runner.sweep import plugins
     from runner.sweep.objective import Failed, best
 
     plugins.register()
-    takes_value = ("--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
-    words = [word for word, last in zip(argv, ["", *argv], strict=False) if word[0] != "-" and last not in takes_value]
+    given = words.ordered(argv)[1]
     before = sys.argv
     sys.argv = ["runner", *_with_options(argv)]
     try:
@@ -170,9 +169,13 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
         print(f"runner: {error}", file=sys.stderr)
         return 1
     except (HydraException, OmegaConfBaseException) as error:
-        return _mistake(_launcher(error) or explain(error, getattr(error, "cell", words), folders))
+        return _mistake(_launcher(error) or explain(error, getattr(error, "cell", given), folders))
     except OSError as error:
         return _no_room(error)
+    except Exception:
+        if line := broken(folders):
+            return _mistake(line)
+        raise
     finally:
         sys.argv = before
     return 0
@@ -229,7 +232,6 @@ def _job(cfg) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from runner.build import ConfigError
     from runner.compose import resolved
     from runner.config import check_all, folder
     from runner.sweep.objective import objective, searchable, searches
@@ -260,7 +262,6 @@ def launch(config: dict, overrides: list[str]) -> int:
 
 
 def _run(config: dict, overrides: list[str]) -> int:
-    from runner.build import ConfigError
     from runner.diagnose import NonFinite
     from runner.record import Stopped
     from runner.run import run

@@ -11,10 +11,12 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from math import inf, isfinite
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from runner.schema import Range
+from runner.blame import blame, source
+from runner.schema import Range, beyond
 
 CONTEXT = {"shape", "classes", "samples", "class_counts", "bag", "features", "data_dir", "cache_dir", "seed", "params"}
 
@@ -29,18 +31,51 @@ def suggest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean '{prefix}{close[0]}'?" if close else ""
 
 
-def locate(path: str, where: str) -> Any:
-    """The object at a dotted path. Raises ConfigError naming `where`, the config node that asked."""
-    module_name, _, name = path.rpartition(".")
+def locate(path: Any, where: str) -> Any:
+    """The object at a dotted path. Raises ConfigError naming `where`, the config node that asked, and where a module
+    cannot be imported, its file and line."""
+    module_name, dot, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if not (module_name and name) or not all(part.isidentifier() for part in path.split(".")):
+        raise ConfigError(f"{where}._target_={short(path)}: must be a dotted path such as package.module.Class")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{where}._target_: cannot import '{module_name}': {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{where}._target_: '{path}' is not a dotted path such as package.module.Class") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file does while it is imported, SystemExit included
+        raise ConfigError(f"{where}._target_: cannot import '{module_name}': {blame(error)}") from error
     if not hasattr(module, name):
-        raise ConfigError(f"{where}._target_: no '{name}' in '{module_name}'.{suggest(name, vars(module))}")
-    return getattr(module, name)
+        public = [word for word, value in vars(module).items() if callable(value) and not word.startswith("_")]
+        raise ConfigError(f"{where}._target_: no '{name}' in '{module_name}'.{suggest(name, public)}")
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigError(f"{where}._target_={path}: must be a class, and this is {_a(type(found).__name__)}")
+    return found
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+# What an option of each group has to be, where that is not `runner.<group>.<Group>`
+_BASES = {"model": "torch.nn.Module", "optim": "torch.optim.Optimizer", "quantization": "runner.quantization.Transform"}
+
+
+def base(group: str) -> tuple[type, str]:
+    """What every option of the group is a subclass of, and its dotted name."""
+    path = _BASES.get(group, f"runner.{group}.{group.capitalize()}")
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name), path
+
+
+def fits(group: str, target: Any, where: str) -> None:
+    """Refuse a class that is no option of this group, or an object that a function has made instead of one."""
+    wanted, path = base(group)
+    if isinstance(target, type) and issubclass(target, wanted) or isinstance(target, wanted):
+        return
+    if not isinstance(target, type) and inspect.isroutine(target):
+        return  # a function: what it returns is looked at
+    kind = target if isinstance(target, type) else type(target)
+    raise ConfigError(f"{where}: {kind.__name__}{source(kind)} is no {path}, which every option of '{group}' is")
 
 
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -79,7 +114,10 @@ def misfit(value: Any, hint: Any) -> str | None:
         wrong = misfit(value, base)
         for extra in extras:
             if isinstance(extra, Range) and (wrong or value not in extra):
-                return f"{'an integer' if base is int else 'a number'} {extra}"
+                limit = None
+                if is_number(value) and extra.high == inf:
+                    limit = beyond(value if base is int else as_float(value))
+                return f"{'an integer' if base is int else 'a number'} {extra}" + (f" and {limit}" if limit else "")
         return wrong
     if origin in (Union, types.UnionType):
         wrongs = [misfit(value, choice) for choice in get_args(hint)]
@@ -93,10 +131,12 @@ def misfit(value: Any, hint: Any) -> str | None:
         return None if value is None else "null"
     if hint is bool:
         return None if isinstance(value, bool) else "true or false"
-    if hint is int:
-        return None if isinstance(value, int) and not isinstance(value, bool) else "an integer"
-    if hint is float:
-        return None if isinstance(value, int | float) and not isinstance(value, bool) else "a number"
+    if hint in (int, float):
+        kind = "an integer" if hint is int else "a number"
+        if not is_number(value) or hint is int and isinstance(value, float):
+            return kind
+        limit = beyond(value if hint is int else as_float(value))
+        return f"{kind} {limit}" if limit else None
     if hint is str:
         return None if isinstance(value, str) else "a string"
     if origin in (list, tuple) or hint in (list, tuple) or getattr(origin, "__name__", "") in ("Sequence", "Iterable"):
@@ -122,12 +162,50 @@ def misfit(value: Any, hint: Any) -> str | None:
     return None
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_float(value: float) -> float:
+    """Infinity for an integer that no float holds."""
+    try:
+        return float(value)
+    except OverflowError:
+        return inf if value > 0 else -inf
+
+
+def settled(value: Any, hint: Any) -> Any:
+    """The value as its parameter takes it: 1e1 is ten where integers are asked for, and an integer of more than 64 bits
+    is a float where numbers are. What does not fit stays as it is."""
+
+    def changed(value: Any, change: Callable) -> Any:
+        return [changed(element, change) for element in value] if isinstance(value, list) else change(value)
+
+    def whole(x: Any) -> Any:
+        return int(x) if isinstance(x, float) and x.is_integer() else x
+
+    if misfit(value, hint):
+        rounded = changed(value, whole)
+        return value if misfit(rounded, hint) else rounded
+    return changed(value, lambda x: float(x) if is_number(x) and isinstance(x, int) and beyond(x) else x)
+
+
+def short(value: Any) -> str:
+    """A value as one would type it, cut where it is long."""
+    try:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"an integer of {value.bit_length() * 3 // 10} digits"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
 def check(node: dict, where: str, target: Any = None) -> None:
-    """Bind one node, and the nodes inside it, to the signature of its target. Raises ConfigError."""
+    """Bind one node, and the nodes inside it, to the signature of its target; values become what `settled` makes of
+    them. Raises ConfigError."""
     target = target or locate(node["_target_"], where)
     known, open_ended = parameters(target)
     settable = [name for name in known if name not in CONTEXT or name in node]
-    for key, value in node.items():
+    for key, value in list(node.items()):
         if key == "_target_":
             continue
         if key not in known and not open_ended:
@@ -142,9 +220,11 @@ def check(node: dict, where: str, target: Any = None) -> None:
             hint = parameter.annotation
             if hint is parameter.empty and isinstance(parameter.default, bool | int | float | str):
                 hint = float if type(parameter.default) is int else type(parameter.default)
+            if isinstance(value, float) and not isfinite(value) and value == parameter.default:
+                continue
+            node[key] = value = settled(value, hint)
             if wrong := misfit(value, hint):
-                shown = "null" if value is None else repr(value)
-                raise ConfigError(f"{where}.{key}={shown.strip(chr(39))}: must be {wrong}")
+                raise ConfigError(f"{where}.{key}={short(value)}: must be {wrong}")
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in node and name not in CONTEXT:
             raise ConfigError(f"{where}.{name} is missing")
@@ -161,5 +241,9 @@ def build(node: dict, where: str, **context: Any) -> Any:
             arguments[key] = build(value, f"{where}.{key}", **context) if nested else value
     try:
         return target(**arguments)
+    except (ConfigError, KeyboardInterrupt):
+        raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
+    except BaseException as error:  # whatever a constructor does, SystemExit included
+        raise ConfigError(f"{where}: {target.__name__} cannot be built: {blame(error)}") from error

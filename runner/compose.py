@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.build import ConfigError
 from runner.config import LISTS, SINGLES, check_all
 from runner.listing import conf_dir
+from runner.words import one_option, parse
 
 
 def resolved(cfg: DictConfig, choices: dict) -> dict:
@@ -20,6 +21,9 @@ def resolved(cfg: DictConfig, choices: dict) -> dict:
         config = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    for group in SINGLES:
+        if config.get(group) is not None and choices.get(group) is None:  # Hydra merges a list's options in silence
+            raise ConfigError(one_option(group))
     for group in LISTS:
         config[group] = config.get(group) or {}  # `~hook` takes the node away
     config["choices"] = {group: choices.get(group) for group in SINGLES} | {g: list(config[g]) for g in LISTS}
@@ -28,6 +32,8 @@ def resolved(cfg: DictConfig, choices: dict) -> dict:
 
 def compose(*overrides: str) -> dict:
     """The config of `python -m runner *overrides`, checked, for `runner.run.run`. Raises ConfigError or Hydra's own."""
+    for word in overrides:
+        parse(word)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = hydra_compose("config", list(overrides), return_hydra_config=True)
     config = resolved(cfg, OmegaConf.to_container(cfg.hydra.runtime.choices))

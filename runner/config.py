@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from runner.build import ConfigError, check, misfit
-from runner.listing import GROUPS
+from runner.build import ConfigError, check, fits, locate, misfit, settled, short
+from runner.listing import GROUPS, MANY
 from runner.schema import Count, Natural, Positive
 
-LISTS = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
+LISTS = MANY
 SINGLES = tuple(group for group in GROUPS if group not in LISTS)  # groups of which one option is chosen
 # What does not change the numbers that a run computes is not part of its identity
 APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices", "sweep"}
@@ -89,27 +89,40 @@ def check_all(config: dict) -> None:
         if key not in known:
             shown = ", ".join([*known, "train", "sweep"])
             raise ConfigError(f"no key '{key}'. At the top level there are: {shown} and the groups")
-    for key, value in root.items():
-        if wrong := misfit(value, typing.get_type_hints(Root, include_extras=True)[key]):
-            raise ConfigError(f"{key}={value}: must be {wrong}")
+    hints = typing.get_type_hints(Root, include_extras=True)
+    for key in known:
+        if key not in root:
+            raise ConfigError(f"{key} is missing: it was taken away, and every run needs one")
+        config[key] = value = settled(root[key], hints[key])
+        if wrong := misfit(value, hints[key]):
+            raise ConfigError(f"{key}={short(value)}: must be {wrong}")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
         raise ConfigError(f"device={config['device']}: must be one of auto, cpu, cuda, cuda:<number>, mps")
     for key, schema, example in (("train", Train, "epochs=20"), ("sweep", Sweep, "jobs=2")):
-        if not isinstance(config[key], dict):
-            raise ConfigError(f"{key}={config[key]}: it has keys of its own, such as {key}.{example}")
+        if not isinstance(config.get(key), dict):
+            raise ConfigError(f"{key}={short(config.get(key))}: it has keys of its own, such as {key}.{example}")
         check(config[key], key, schema)
-    if "/" in config["name"] or config["name"].startswith("."):
-        raise ConfigError(f"name={config['name']}: it is one folder under {config['outputs_dir']}/, without '/'")
+    name = config["name"]
+    if not name or "/" in name or "\0" in name or name.startswith("."):
+        raise ConfigError(f"name={short(name)}: it is one folder under {config['outputs_dir']}/, without '/'")
+    if len(name.encode()) > 200:
+        raise ConfigError(f"name={short(name)}: a folder's name is at most 200 bytes long")
     for group in SINGLES:
         node = config.get(group)
         if not isinstance(node, dict) or "_target_" not in node:
-            raise ConfigError(f"{group}={node}: an option needs a '_target_', the class to build")
-        check(node, group)
+            raise ConfigError(f"{group}={short(node)}: an option needs a '_target_', the class to build")
+        checked(node, group, group)
     for group in LISTS:
         for option, node in (config[group] or {}).items():
             if not isinstance(node, dict) or "_target_" not in node:
                 raise ConfigError(f"no option '{group}.{option}' with a '_target_'; choose with {group}=[a,b]")
-            check(node, f"{group}.{option}")
+            checked(node, group, f"{group}.{option}")
+
+
+def checked(node: dict, group: str, where: str) -> None:
+    target = locate(node["_target_"], where)
+    fits(group, target, where)
+    check(node, where, target)
 
 
 def identity(config: dict) -> str:

@@ -12,11 +12,31 @@ from runner.listing import options
 
 def explain(error: Exception, overrides: list[str], folders: list[Path]) -> str:
     """One line about the first override that names nothing, else the first two lines of the error itself."""
+    if message := broken(folders):
+        return message
+    taken = [word for word in overrides if word.startswith("~")]
+    if taken and "Could not delete" in str(error):
+        return f"{' '.join(taken)}: there is nothing of this name and value to take away"
     for override in overrides:
         if message := _about(override, overrides, folders):
             return message
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
+
+
+def broken(folders: list[Path]) -> str | None:
+    """About the first of the user's YAML files that cannot be read; None where all can."""
+    from omegaconf import OmegaConf
+
+    for path in (path for folder in folders[:-1] for path in sorted(folder.glob("**/*.yaml"))):
+        try:
+            whole = OmegaConf.load(path)
+        except Exception as error:  # the reader has many
+            said = " ".join(str(error).split()).replace(f'in "{path}", ', "")
+            return f"{path}: cannot be read: {said}"
+        if not OmegaConf.is_dict(whole):
+            return f"{path}: must be a mapping of keys, with _target_ among them"
+    return None
 
 
 def _about(override: str, overrides: list[str], folders: list[Path]) -> str | None:

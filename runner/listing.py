@@ -6,6 +6,7 @@ GROUPS = (
     "model", "dataset", "augment", "loss", "risk", "optim", "schedule",
     "sharpness", "quantization", "federated", "hook", "logger",
 )  # fmt: skip
+MANY = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
 
 
 def conf_dir() -> Path:
@@ -16,7 +17,7 @@ def conf_dir() -> Path:
 
 def title(path: Path) -> str:
     """The first comment of a YAML file that is not a Hydra directive."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             if line.startswith("#") and not line.startswith("# @"):
                 return line[1:].strip()

@@ -1,0 +1,98 @@
+"""The words of a command: flags before overrides, and what can be said of each before anything is composed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from runner.build import ConfigError, short, suggest
+from runner.listing import GROUPS, MANY
+
+# Hydra's flags that take a value, with what it is, and those that do not
+VALUED = {"--config-dir": "DIR", "-cd": "DIR", "--cfg": "job", "-c": "job", "--package": "PACKAGE", "-p": "PACKAGE"}
+VALUED |= {"--config-path": "DIR", "-cp": "DIR", "--config-name": "NAME", "-cn": "NAME"}
+BARE = (
+    "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--resolve", "--info",
+    "-i", "--shell-completion", "-sc", "--experimental-rerun",
+)  # fmt: skip
+OPTIONAL = ("--info", "-i")  # which may have one of these values
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def ordered(argv: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(the flags with their values, all other words), as Hydra takes no flag between two overrides.
+
+    Raises ConfigError about a flag that does not exist or lacks its value.
+    """
+    flags, rest, left = [], [], list(argv)
+    while left:
+        word = left.pop(0)
+        flag, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            rest.append(word)
+        elif flag in VALUED:
+            if not equals and (not left or left[0].startswith("-")):
+                raise ConfigError(f"{flag} needs a value: {flag} {VALUED[flag]}")
+            flags += [word] if equals else [word, left.pop(0)]
+        elif word in BARE or equals and flag in OPTIONAL:
+            flags.append(word)
+            if word in OPTIONAL and left and left[0] in INFO:
+                flags.append(left.pop(0))
+        else:
+            raise ConfigError(f"no flag '{word}'.{suggest(flag, (*BARE, *VALUED))} See --help")
+    if "--resolve" in flags and not any(flag.partition("=")[0] in ("--cfg", "-c") for flag in flags):
+        raise ConfigError("--resolve goes with --cfg job, which prints the composed config")
+    return flags, rest
+
+
+def parse(word: str, sweep: bool = True) -> Any:
+    """Hydra's override of a word. Raises ConfigError where nothing can come of it.
+
+    sweep : whether a key may have several values.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    key = word.lstrip("+~").partition("=")[0]
+    if not key:
+        raise ConfigError(f"'{short(word)}' names no key: write key=value")
+    if "=" not in word and not word.startswith("~"):
+        raise ConfigError(f"'{short(word)}' is not an override: write key=value")
+    try:
+        found = OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError, RecursionError) as error:
+        raise ConfigError(_unreadable(word, error)) from None
+    if found.is_sweep_override() and not sweep:
+        many = key in MANY
+        one = f"{key}=[{word.partition('=')[2]}]"
+        alone = f"; for all of them in one run: {one}" if many else ""
+        alone = f"; for one value that is a list: {one}" if "." in key else alone
+        raise ConfigError(f"{short(word)}: several values are a sweep, which needs -m{alone}")
+    if (key in GROUPS or key.startswith("hydra/")) and not found.is_delete():
+        if not found.is_sweep_override():
+            _option(key, found.value())
+        elif isinstance(found._value, ChoiceSweep):
+            for value in found._value.list:
+                _option(key, value)
+    return found
+
+
+def _option(group: str, value: Any) -> None:
+    """Refuse what is no name of an option."""
+    if isinstance(value, list) and group not in MANY:
+        raise ConfigError(one_option(group))
+    for name in value if isinstance(value, list) else [value]:
+        if name is None or isinstance(name, bool | int | float):
+            none = f"; for none of them {group}=none" if group in MANY else ""
+            more = none or (f"; see --list {group}" if group in GROUPS else "")
+            raise ConfigError(f"{group}={short(value)}: must be the name of an option{more}")
+
+
+def one_option(group: str) -> str:
+    return f"{group}=[...]: this group takes one option, {group}=a; a run with each of several is -m {group}=a,b"
+
+
+def _unreadable(word: str, error: Exception) -> str:
+    if isinstance(error, ValueError) and "digits" in str(error):
+        return f"{short(word)}: that number has too many digits"
+    reason = " ".join(str(error).splitlines()[:1])
+    return f"cannot read '{short(word)}': {reason}; what holds brackets, commas or = goes in quotes: key='\"...\"'"

@@ -273,7 +273,7 @@ def test_settings_that_do_not_fit_the_data(settings, words):
 
 def test_labels_must_be_classes():
     dataset = Numbered(torch.tensor([0, 1, -1, 2]), val=0.0)
-    with pytest.raises(ValueError, match=r"training labels must be in 0\.\.2"):
+    with pytest.raises(ValueError, match=r"the training split of .*: labels must be in 0\.\.2.*row 2 is -1"):
         dataset.prepare()
     with pytest.raises(ValueError, match="class 1 has none"):
         prepared([0, 0, 2, 2], val=0.0, imbalance=2.0)

@@ -53,7 +53,7 @@ def test_a_run_imports_only_what_it_names(modules):
     files = {name for group in ("model", "loss", "optim", "dataset", "augment") for name in _files(group)}
     selected = {"runner.model.mlp", "runner.loss.ce", "runner.optim.sgd", "runner.dataset.digits"}
     assert selected <= files
-    shared = {"runner.dataset.loader", "runner.dataset.damage", "runner.model.shapes"}
+    shared = {"runner.dataset.loader", "runner.dataset.damage", "runner.dataset.check", "runner.model.shapes"}
     assert (modules & files) - shared == selected
 
 

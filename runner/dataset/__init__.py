@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner import keyed
-from runner.dataset import damage
+from runner.dataset import check, damage
 from runner.schema import Count, Fraction, Natural, Range
 
 Ratio = Annotated[float, Range(1)]
@@ -136,7 +136,7 @@ class Dataset:
     test: Split
     mean: Tensor
     std: Tensor
-    fingerprint: str | None = None  # of the data as loaded
+    fingerprint: str | None = None  # of the data as loaded; never None once prepared
     record: dict
 
     def __init__(
@@ -168,20 +168,20 @@ class Dataset:
         self.damage_seed = seed if damage_seed is None else damage_seed
 
     def load(self) -> tuple[Split, Split]:
-        """The whole training and test split; sets classes, shape, mean, std and, where known, names and fingerprint."""
+        """The whole training and test split; sets classes, shape, mean, std and, where known, names and fingerprint,
+        which is otherwise made of the values."""
         raise NotImplementedError
 
     def prepare(self) -> None:
         """Loads, damages and splits.
 
-        Raises ValueError where a setting does not fit the data, or where the data is not to be found.
+        Raises ValueError where a setting does not fit the data, or where the data is not to be found, or is not what
+        it is declared to be: see `runner.dataset.check`.
         """
-        train, self.test = self.load()
+        train, self.test = check.loaded(self)
+        if self.fingerprint is None:
+            self.fingerprint = contents(train, self.test)
         facts = {"classes": self.classes, "shape": list(self.shape), "fingerprint": self.fingerprint}
-        if self.task == "classes":
-            for name, split in (("training", train), ("test", self.test)):
-                if len(split) == 0 or split.y.min() < 0 or split.y.max() >= self.classes:
-                    raise ValueError(f"the {name} labels must be in 0..{self.classes - 1}; is this split labelled?")
         if self.imbalance > 1:
             draw = keyed.generator(self.damage_seed, "long tail")
             train = train.select(damage.long_tail(train.y, self.classes, self.imbalance, draw))
@@ -216,6 +216,7 @@ class Dataset:
         facts |= {"train": len(self.train), "val": len(held), "test": len(self.test)}
         facts |= {"class_counts": self.class_counts, "damage_seed": self.damage_seed}
         self.record = facts
+        self.notices += check.absent(self)
 
     def _hold_out(self, samples: int) -> tuple[Tensor, Tensor]:
         count = round(self.val_fraction * samples)
@@ -272,8 +273,20 @@ def fingerprint(*tensors: Tensor) -> str:
     """SHA-256 over the values, in hex."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def contents(*splits: Split) -> str:
+    """The fingerprint of a data set that has none of its own: of inputs, targets and domains as loaded; of `Images`
+    sixteen of every split, evenly spaced, as decoding all of them at every start would take too long."""
+    found = []
+    for split in splits:
+        inputs = [split.x]
+        if not isinstance(split.base, Tensor):
+            inputs = [split.base.get(int(i), None) for i in torch.linspace(0, len(split) - 1, 16).long().unique()]
+        found += [*inputs, split.y, *([] if split.domain is None else [split.domain])]
+    return fingerprint(*found)
 
 
 def fixed_test(y: Tensor, purpose: str) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,8 @@ class Loader:
         self.wide = dtype if dtype.itemsize >= 4 else torch.float32
         places = (-1, *[1] * (len(dataset.shape) - 1))
         self.mean = dataset.mean.to(self.device, self.wide).view(places)
-        self.scale = 1 / dataset.std.to(self.device, self.wide).clamp(min=1e-6).view(places)  # a constant input stays 0
+        std = dataset.std.to(self.device, self.wide).view(places)
+        self.scale = 1 / torch.where(std > 0, std, torch.ones_like(std))  # a constant input stays 0
         image = len(dataset.shape) == 3
         self.format = torch.channels_last if channels_last and image else torch.contiguous_format
         self._resident = [[split, None] for split in (dataset.train, dataset.val, dataset.test)]

@@ -58,8 +58,11 @@ class Sweep:
 
     jobs: Literal["auto"] | Count = "auto"
     jobs_per_gpu: Count = 1
-    pack: Literal["auto", "off"] | Count = "auto"
+    pack: Literal["auto", "off", False] | Count = "auto"  # False: what `off` is in YAML and in Python
     on_error: Literal["continue", "stop"] = "continue"
+
+    def __post_init__(self):
+        self.pack = "off" if self.pack is False else self.pack
 
 
 @dataclass

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from runner.record import write_atomic
 
+FORMATS = ("png", "pdf", "svg")
 INK, GRID = "#333333", "#e6e6e6"
 COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#d55e00", "lr": "#555555"}  # Okabe and Ito: colour-blind safe
 

@@ -15,7 +15,7 @@ from runner import run as running
 from runner.config import Sweep
 from runner.listing import conf_dir, options, title
 from runner.record import write_json
-from runner.sweep import experiment
+from runner.sweep import experiment, pool
 from tests.conftest import ROOT
 from tests.tiny import command, compose
 
@@ -237,6 +237,22 @@ def test_the_header_says_how(call):
     assert "missing" not in out
 
 
+def test_its_lines_name_the_row(call, edited, tmp_path):
+    """What the pool shows of a run is its row and its seed; where columns are of other runs, the column."""
+    shown = []
+
+    def look(cells, settings, place):
+        display = pool._Display(cells, pool.Outcome(), place)
+        shown.append([display.named(cell) for cell in cells])
+        return {}
+
+    call("seed=0,1", run=look)
+    other = {"metric": "test_accuracy", "overrides": ["dataset.noise_rate=0.1", "dataset.noise=symmetric"]}
+    call("seed=0", run=look, mine=edited(lambda node: node["columns"].update(other=other)))
+    assert shown[0] == [f"{row} seed={seed}" for row in ("CE", "Poly-1", "focal") for seed in (0, 1)]
+    assert shown[1][:2] == ["CE, test seed=0", "CE, other seed=0"]
+
+
 def test_selection_on_test_is_marked(call, edited, tmp_path):
     _, out, _ = call(mine=edited(lambda node: node.update(select="test")))
     assert "selected on test: optimistic" in out
@@ -329,7 +345,7 @@ def test_not_finite_is_missing(call, tmp_path):
     found["poly"][2] = None
     status, out, _ = call(run=Stand(found))
     assert status == 0
-    assert "missing Poly-1, test: seed 2 (test_accuracy is not finite)" in out
+    assert "missing Poly-1, test: seed 2 (test_accuracy is null: not finite, or not defined by the loss)" in out
     assert "what is missing" not in out  # the run is done: to run it again would give the same
     assert lines_of(tmp_path)["Poly-1", "test"]["n"] == "2"
 

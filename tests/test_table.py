@@ -211,11 +211,46 @@ def test_what_is_interpolated_from_the_seed_is_no_column(make):
 
 
 def test_pooled_rows_say_so(make):
-    folders = [make(seed, 0.5, loss=loss, optim=optim) for seed in (0, 1) for loss, optim in PAIRS]
+    folders = [make(seed, 0.5, loss=loss, optim=optim) for seed, (loss, optim) in enumerate(PAIRS)]
     pooled = table(folders, by=["loss"])
-    assert [line[-2:] for line in rows(pooled)] == [["4", "0,1,0,1"], ["4", "0,1,0,1"]]
+    assert [[line[0], *line[-2:]] for line in rows(pooled)] == [["ce", "2/8", "0,1"], ["poly", "2/8", "2,3"]]
     assert "differ in optim" in pooled.notes[0]
     assert table(folders, by=["loss", "optim"]).notes == []
+
+
+def test_rows_that_average_over_settings_are_refused(make):
+    """A seed that stands twice in a row is two settings under one name."""
+    folders = [make(seed, 0.5, loss=loss, optim=optim) for seed in (0, 1) for loss, optim in PAIRS]
+    with pytest.raises(ValueError, match="--by loss: a row would hold a seed several times, its runs differ in optim"):
+        table(folders, by=["loss"])
+    assert [line[-2:] for line in rows(table(folders, by=["loss", "optim"]))] == [["2", "0,1"]] * 4
+
+
+def test_the_default_folder_makes_no_table_of_unlike_runs(make, tmp_path, capsys):
+    """Typed with other keys they are other questions; a sweep's runs are typed alike, and a name is a statement."""
+    folders = [make(0, 0.5, typed=["loss=ce", "seed=0"]), make(1, 0.6, typed=["loss=ce"], loss="ce")]
+    folders += [make(0, 0.7, typed=["loss=poly"], loss="poly")]
+    (tmp_path / "outputs").rename(tmp_path / "runs")
+    main([str(tmp_path / "runs")])
+    assert f"saved as {tmp_path}/runs/table.md, .tex, .csv, .png" in capsys.readouterr().out
+    (tmp_path / "outputs").mkdir()
+    make(0, 0.7, typed=["optim=adam"], optim="adam").rename(tmp_path / "runs" / "other")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "runs")])
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "these differ in 2 ways ('loss', 'optim')" in error
+    main([str(tmp_path / "runs"), "--by", "loss,optim"])
+    (tmp_path / "runs").rename(tmp_path / "mine")
+    main([str(tmp_path / "mine")])
+
+
+def test_notices_stand_below_once(make):
+    folders = [make(seed, 0.5) for seed in range(3)]
+    for folder, lines in zip(folders, (["a", "b"], ["a"], ["a", "a"]), strict=True):
+        result = json.loads((folder / "result.json").read_text()) | {"notices": lines}
+        (folder / "result.json").write_text(json.dumps(result))
+    assert table(folders).remarks() == ["note: a", "note: b  (1 of 3 runs)"]
 
 
 PAIRS = [("ce", "sgd"), ("ce", "adam"), ("poly", "sgd"), ("poly", "adam")]
@@ -238,7 +273,9 @@ def test_missing_runs_are_shown(make, tmp_path):
         "missing loss=poly: seed 2 (failed at step 120: NonFinite: loss is nan); seed 3 (unfinished after epoch 2); "
         "seed 4 (not started)"
     )
-    assert "seed 2 (test_accuracy is not finite); seed 3 (unfinished); seed 4 (not started)" in focal
+    assert (
+        "seed 2 (test_accuracy is null: not finite, or not defined by the loss); seed 3 (unfinished); seed 4" in focal
+    )
     assert absent == "not started: 0123abcdef"
     for text in (made.text(), made.markdown(), made.latex()):
         assert poly.replace("%", r"\%") in text
@@ -272,9 +309,10 @@ def test_selection_is_named(make):
 
 
 def test_a_baseline_needs_each_seed_once(make):
-    folders = [make(0, 0.5, loss=loss, optim=optim) for loss, optim in PAIRS]
-    with pytest.raises(ValueError, match="some rows hold a seed twice; name optim in --by too"):
-        table(folders, by=["loss"], baseline="loss=ce")
+    folders = [make(0, 0.5, loss=loss) for loss in ("ce", "ce", "poly")]
+    assert "some rows hold a seed twice" in table(folders).notes[0]  # the same run in two folders
+    with pytest.raises(ValueError, match="some rows hold a seed twice"):
+        table(folders, baseline="loss=ce")
 
 
 def test_latex_is_escaped(make):
@@ -321,12 +359,15 @@ def test_the_command(make, tmp_path, capsys):
     main([str(outputs), "--metric", "test_nll", "--by", "loss"])
     out = capsys.readouterr().out
     made = table(runs_under(outputs), metric="test_nll", by=["loss"])
-    assert out == made.text()
+    assert out == f"{made.text()}\nsaved as {outputs}/table.md, .tex, .csv, .png\n"
     assert "not started: died" in out
     assert (outputs / "table.md").read_text() == made.markdown()
     assert (outputs / "table.tex").read_text() == made.latex()
     assert (outputs / "table.csv").read_text() == made.csv()
     assert (outputs / "table.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    for name, start in (("pdf", b"%PDF"), ("svg", b"<?xml")):
+        main([str(outputs), "--metric", "test_nll", "--by", "loss", "--format", name])
+        assert (outputs / f"table.{name}").read_bytes().startswith(start)
     save(made, tmp_path)
     assert sorted(path.name for path in tmp_path.glob("table.*")) == ["table.csv", "table.md", "table.tex"]
 

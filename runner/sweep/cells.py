@@ -17,6 +17,7 @@ class Cell:
 
     config: dict
     overrides: list[str]
+    row: str = ""  # its row in a paper's table
 
     @property
     def folder(self) -> Path:
@@ -141,6 +142,14 @@ def home(cells: list[Cell]) -> Path:
     return Path(os.path.commonpath([cell.folder.parent for cell in cells]))
 
 
+def near(path: Path) -> str:
+    """Relative where that is shorter."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
 def done(cell: Cell) -> bool:
     return (cell.folder / "result.json").exists()
 
@@ -152,7 +161,7 @@ def counted(number: int) -> str:
 def announce(cells: list[Cell]) -> None:
     """The heading of a sweep."""
     before = sum(map(done, cells))
-    print(f"sweep of {counted(len(cells))} in {home(cells)}, {before} of them done before\n", flush=True)
+    print(f"sweep of {counted(len(cells))} in {near(home(cells))}, {before} of them done before\n", flush=True)
 
 
 def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
@@ -160,6 +169,7 @@ def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
 
     why: folder -> what is known of a run that failed before it had a folder.
     """
+    from runner.sweep.report import draw
     from runner.sweep.table import save, table
 
     why = why or {}
@@ -167,6 +177,11 @@ def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
         report = table([cell.folder for cell in cells])
         print(f"\n{report.text()}", flush=True)
         save(report, home(cells))
+        draw(report, home(cells) / "table.png")
+        print(
+            f"\nsaved as {near(home(cells) / 'table')}.md, .tex, .csv, .png; the runs in {near(home(cells))}",
+            flush=True,
+        )
     failed, left = [], []
     for cell in cells:
         trace = cell.folder / "failed.json"

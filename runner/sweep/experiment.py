@@ -309,6 +309,10 @@ class Plan:
         self.title = f"{title(path) or self.name} ({self.name})"
         self.cells = self.compose(self.typed, self.experiment.seeds)
         self.chosen = choose(seeds[-1], self.experiment.seeds) if seeds else self.experiment.seeds
+        several = len({tuple(column.overrides) for column in self.experiment.columns.values()}) > 1
+        for (row, column), cells in self.cells.items():
+            for cell in cells.values():
+                cell.row = cell.row or (f"{row}, {column}" if several else row)
         self.every = distinct(cell for cells in self.cells.values() for cell in cells.values())
         self.asked = [cell for cell in self.every if cell.config["seed"] in self.chosen]
         self.place = self.asked[0].folder.parent

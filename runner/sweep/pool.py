@@ -30,7 +30,7 @@ from pathlib import Path
 
 from runner.config import Sweep
 from runner.record import Stopped, finished, history, write_json
-from runner.sweep.cells import Cell, distinct, done
+from runner.sweep.cells import Cell, distinct, done, near
 
 # What every run needs; torch's optimizers import its compiler
 PRELOAD = ["torch", "torch._dynamo", "runner.run", "runner.sweep.pool", "runner.sweep.pack"]
@@ -372,7 +372,7 @@ class _Pool:
             whose = (
                 f"the process of {self.display.named(again[0])}" if len(again) == 1 else f"a pack of {len(again)} runs"
             )
-            self.display.print(f"{whose} {how}: once more, alone  ({_near(worker.log)})", error=True)
+            self.display.print(f"{whose} {how}: once more, alone  ({near(worker.log)})", error=True)
 
     def _end(self) -> None:
         """After an error of our own: nobody is left behind."""
@@ -432,14 +432,6 @@ def _note_death(cell: Cell, how: str, log: Path) -> None:
         write_json(cell.folder / "failed.json", content)
 
 
-def _near(path: Path) -> str:
-    """Relative where that is shorter."""
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
 class _Display:
     """On a terminal a bar over the runs, elsewhere a line for every run that ended; failures are lines in both."""
 
@@ -452,7 +444,9 @@ class _Display:
         self.shared = shared if len(cells) > 1 else set()
 
     def named(self, cell: Cell) -> str:
-        """What tells a cell from the others."""
+        """What tells a cell from the others: of a paper's table its row and its seed."""
+        if cell.row:
+            return f"{cell.row} seed={cell.config['seed']}"
         return " ".join(word for word in cell.overrides if word not in self.shared) or "the defaults"
 
     def __enter__(self) -> "_Display":
@@ -484,10 +478,10 @@ class _Display:
         head = f"[{self.count:>{len(str(self.total))}}/{self.total}] {status:<6}  {self.named(cell)}"
         if status == "failed":
             trace = cell.folder / "failed.json"
-            where = f"  ({_near(trace)})" if trace.exists() else ""
+            where = f"  ({near(trace)})" if trace.exists() else ""
             self.print(f"{head}  {_cut(line)}{where}", error=True)
         elif self.bar is None or not sys.stdout.isatty():
-            self.print(f"{head}  {_measure(cell)}  {_near(cell.folder)}")
+            self.print(f"{head}  {_measure(cell)}  {near(cell.folder)}")
         if self.bar is not None:
             self.bar.update()
 
@@ -634,7 +628,7 @@ def _alone(here: _Here, cell: Cell) -> tuple[str, str]:
     except BaseException as error:
         line = _line(error)
         known = isinstance(error, ConfigError) or (folder / "failed.json").exists()
-        return "failed", line if known else f"{line}  ({_near(here.log)})"
+        return "failed", line if known else f"{line}  ({near(here.log)})"
     return "done", ""
 
 
@@ -655,7 +649,7 @@ def _packed(here: _Here, cells: list[Cell], pack: str | int) -> None:
     except Unpackable as reason:
         here.send("apart", str(reason))
     except Exception as error:  # out of memory, say; a run alone may do
-        here.send("apart", f"{_line(error)}  ({_near(here.log)})")
+        here.send("apart", f"{_line(error)}  ({near(here.log)})")
 
 
 def _stopped(here: _Here) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The table of results of many runs: mean and 95 % confidence interval over seeds, by what varies between the runs.
 
     python -m runner.sweep.table outputs/NAME [--select last|val|test] [--metric test_accuracy] [--by loss,optim]
-                                 [--baseline loss=ce]
+                                 [--baseline loss=ce] [--format png|pdf|svg]
 
 What is missing is said, never left out.
 """
@@ -17,7 +17,9 @@ from typing import Any
 
 from runner.build import suggest
 from runner.config import APART, APART_TRAIN
+from runner.curves import FORMATS
 from runner.record import finished, history, read_config, read_json
+from runner.sweep.alike import default_metric, notices, refuse_unlike
 from runner.sweep.cells import counted
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import Estimate, estimate, holm, paired
@@ -285,7 +287,13 @@ def measure(folder: Path, select: str, metric: str) -> tuple[float | None, str |
         return None, f"no measures {RULES[select]}", set()
     measures = measures | deployed(result)
     value = measures.get(metric)
-    missing = None if value is not None else f"{metric} is not finite" if metric in measures else f"no {metric}"
+    missing = (
+        None
+        if value is not None
+        else f"{metric} is null: not finite, or not defined by the loss"
+        if metric in measures
+        else f"no {metric}"
+    )
     return value, missing, set(measures)
 
 
@@ -363,6 +371,7 @@ def table(
     metric: str | None = None,
     by: list[str] | None = None,
     baseline: str | None = None,
+    within: Path | None = None,
 ) -> Table:
     """Read runs and put them side by side.
 
@@ -370,11 +379,13 @@ def table(
     ----------
     folders : run folders, finished or not. One that holds no run yet is noted as not started.
     select : the epoch of the value, `last`, `val` (best on validation) or `test` (best on test; marked in the table).
-    metric : a key of the measures in result.json. None: test_accuracy, and test_mae of runs without one. Accuracies,
-        ECE and mAP are printed in per cent.
-    by : config keys or groups to group by. None: all that vary between the runs, apart from the seed.
+    metric : a key of the measures in result.json. None: test_accuracy, test_mae of runs without one, or what there is
+        on the test set. Accuracies, ECE and mAP are printed in per cent.
+    by : config keys or groups to group by. None: all that vary between the runs, apart from the seed. No row may hold
+        a seed twice then.
     baseline : the row that the others are compared with, by seed: `loss=ce`, or more keys with blanks between them.
         Where several rows fit, each row is compared with the one that it otherwise agrees with.
+    within : the folder of which these are all runs, where they were not asked for by one command.
 
     A row's runs are its folders and one for every seed that some other row has: of a sweep cut short, 3/5 is shown and
     what the other two lack.
@@ -382,12 +393,12 @@ def table(
     Raises
     ------
     ValueError
-        No run at all; a metric that no finished run has; a key of `by` that no run has; a baseline that is no row, or
+        No run at all; a metric that no finished run has; a key of `by` that no run has, or keys that leave a seed twice
+        in a row; a baseline that is no row, or
         rows that cannot be paired by seed.
     """
     if metric is None:
-        known = set().union(*(measure(folder, select, "")[2] for folder in folders))
-        metric = "test_mae" if "test_mae" in known and "test_accuracy" not in known else "test_accuracy"
+        metric = default_metric(set().union(*(measure(folder, select, "")[2] for folder in folders)))
     runs, absent = [], []
     for folder in folders:
         if (folder / ".hydra" / "config.yaml").exists():
@@ -397,6 +408,8 @@ def table(
     if not runs:
         raise ValueError(f"none of the {len(folders)} folders holds a run")
     check_metric(metric, set().union(*(run.metrics for run in runs)))
+    if within is not None:
+        refuse_unlike(within, runs, by or ())
     finer = varying(runs)
     known = dict.fromkeys(key for run in runs for key in run.config)
     for key in by or []:
@@ -424,15 +437,20 @@ def table(
         rows.append(row)
     pooled = [key for key in finer if len(group(runs, [*by, key])) > len(rows)]
     twice = any(len(set(map(token, row.seeds))) < len(row.seeds) for row in rows)
+    if pooled and twice:
+        raise ValueError(
+            f"--by {','.join(by)}: a row would hold a seed several times, its runs differ in {', '.join(pooled)} too: "
+            "their mean is over settings as well as seeds, and no interval is right for it. Name those keys as well"
+        )
     if pooled:
         notes.append(f"rows pool runs that differ in {', '.join(pooled)}: n counts runs, and the interval is over them")
     elif twice:
         notes.append("some rows hold a seed twice: their interval is over runs that are not independent")
+    notes += [f"note: {line}" for line in notices(run.folder for run in runs)]
     rows.sort(key=lambda row: [order(row.keys[key]) for key in by])
     if baseline:
         if twice:
-            name = f"; name {', '.join(pooled)} in --by too" if pooled else ""
-            raise ValueError(f"--baseline pairs runs by seed, and some rows hold a seed twice{name}")
+            raise ValueError("--baseline pairs runs by seed, and some rows hold a seed twice")
         choose_base(rows, by, baseline)
         compare(rows)
     return Table(metric, select, by, rows, notes, baseline, rest)
@@ -481,11 +499,12 @@ def runs_under(folder: Path) -> list[Path]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m runner.sweep.table",
-        description="Print the table of a folder of runs; write table.md, .tex, .csv and .png beside them.",
+        description="Print the table of a folder of runs; write table.md, .tex, .csv and a figure beside them.",
     )
     parser.add_argument("folder", type=Path, help="outputs/NAME")
     parser.add_argument("--select", choices=tuple(RULES), default="last", help="which epoch counts; default last")
     parser.add_argument("--metric", help="default test_accuracy, or test_mae for regression")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="of the figure; default png")
     parser.add_argument("--by", help="keys to group by, such as loss,optim; default: all that vary but the seed")
     parser.add_argument("--baseline", help="the row to compare the others with, paired by seed, such as loss=ce")
     parser.error = lambda message: parser.exit(2, f"{message}\n")
@@ -495,10 +514,11 @@ def main(arguments: list[str] | None = None) -> None:
         if not folders:
             raise ValueError(f"no runs in {given.folder}")
         by = given.by.split(",") if given.by else None
-        made = table(folders, given.select, given.metric, by, given.baseline)
-        print(made.text() + remaining(made.rest), end="")
+        made = table(folders, given.select, given.metric, by, given.baseline, given.folder)
+        print(made.text(), end="", flush=True)
         save(made, given.folder)
-        draw(made, given.folder / "table.png")
+        draw(made, given.folder / f"table.{given.format}")
+        print(f"\nsaved as {given.folder / 'table'}.md, .tex, .csv, .{given.format}\n{remaining(made.rest)}", end="")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from runner.blame import blame, source
 from runner.schema import Range, beyond
 
-CONTEXT = {"shape", "classes", "samples", "class_counts", "bag", "features", "data_dir", "cache_dir", "seed", "params"}
+CONTEXT = {"shape", "bounds", "classes", "samples", "class_counts", "bag", "features"}  # of the data and the model
+CONTEXT |= {"data_dir", "cache_dir", "seed", "params"}
 
 
 class ConfigError(Exception):

@@ -14,6 +14,7 @@ from runner.augment.crop_flip import CropFlip
 from runner.augment.cutout import Cutout
 from runner.augment.mixup import Mixup
 from runner.batch import Batch
+from runner.build import ConfigError, build
 
 CONF = Path(__file__).parent.parent / "conf" / "augment"
 
@@ -62,6 +63,21 @@ def identify(augment, x, drawn):
 def test_crop_flip_is_a_crop_of_the_padded_image(shape, padding):
     choices = identify(CropFlip(padding), pixels(60, shape), draw(60))
     assert {flipped for flipped, _, _ in choices} == {False, True}
+
+
+def test_the_border_is_the_low_end_of_the_inputs_range():
+    x = torch.full((50, 1, 4, 4), 0.5)
+    for bounds, black in (((-1, 1), -1), ((0, 16), 0), (None, 0)):
+        out = CropFlip(2, bounds=bounds).pixels(x, draw(50))
+        assert set(out.flatten().tolist()) == {0.5, black}
+
+
+@pytest.mark.parametrize("option", ["crop_flip", "cutout"])
+def test_what_is_for_images_refuses_tables_in_one_line(option):
+    node = yaml.safe_load((CONF / f"{option}.yaml").read_text())
+    with pytest.raises(ConfigError, match=rf"^augment\.{option}: it is for images, and an input .* \[13\]$"):
+        build(node, f"augment.{option}", shape=(13,), bounds=None, classes=3)
+    build(node, f"augment.{option}", shape=(3, 32, 32), bounds=(0, 255), classes=10)
 
 
 def test_crop_flip_is_uniform():
@@ -124,6 +140,18 @@ def test_cutout_centres_are_uniform():
     counts = np.unique(centres, axis=0, return_counts=True)[1]
     assert len(counts) == 20
     assert stats.chisquare(counts).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 9), (1, 1)])
+def test_a_cutout_that_would_always_leave_nothing_is_refused(height, width):
+    """Against the squares themselves: whether any centre leaves a pixel."""
+    for size in range(1, 24):
+        left = any(not mask.all() for mask in squares(size, height, width).values())
+        if left:
+            Cutout(size, shape=(3, height, width))
+        else:
+            with pytest.raises(ValueError, match=f"size={size} covers an image of {height}x{width} wholly"):
+                Cutout(size, shape=(3, height, width))
 
 
 def test_cutout_leaves_the_rest_alone():
@@ -234,4 +262,4 @@ def test_every_option_builds_under_its_own_name(option):
     assert " -- " in title
     node = yaml.safe_load((CONF / f"{option}.yaml").read_text())
     check(node, option)
-    assert isinstance(build(node, option, classes=10, shape=(1, 8, 8)), Augment)
+    assert isinstance(build(node, option, classes=10, shape=(1, 28, 28)), Augment)

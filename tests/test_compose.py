@@ -126,7 +126,7 @@ def same(a, b, path="") -> None:
 
 
 RESUMED = [(g, o) for g, o in SINGLES if o not in (*SLOW, "resnet20", "none") and g != "federated"]  # test_federated
-FULL = ["augment=[crop_flip,cutout,mixup]", "hook=[ema,clip]", "optim=sam"]
+FULL = ["augment=[crop_flip,cutout,mixup]", "augment.cutout.size=4", "hook=[ema,clip]", "optim=sam"]
 
 
 def steps(run, count: int) -> None:

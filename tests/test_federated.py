@@ -131,6 +131,20 @@ def test_equals_a_plain_loop(name, chunk):
     assert max((a - b).abs().max().item() for a, b in zip(start, expected, strict=True)) > 0.01
 
 
+@pytest.mark.parametrize("words", [["dataset=digits"], ["dataset=multi_digits", "loss=asl_multilabel"], ["dataset=wine"]])
+def test_feature_noise_is_a_share_of_the_inputs_range(words):
+    """Grey levels are 0..16 in both sets of digits; a table has no range, and its normalised inputs get the noise."""
+    noisy = ["federated=fedavg", "federated.clients=2", "federated.partition=noise", "train.batch_size=16"]
+    run, algorithm = federation(*words, "device=cpu", *noisy, "federated.sigma=0.3")
+    unit = 1 / run.loader.scale if words == ["dataset=wine"] else torch.tensor(16.0)
+    for client, level in ((0, 0.0), (1, 0.3)):
+        found = []
+        for batch in algorithm.clients.batches(client, 0, 2):
+            clean = run.loader.batch(batch.index)
+            found.append(((batch.x - clean.x) / run.loader.scale / unit).flatten())
+        assert torch.cat(found).std().item() == pytest.approx(level, rel=0.1, abs=1e-9)
+
+
 # ---- against plain training
 
 

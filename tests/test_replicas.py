@@ -92,7 +92,7 @@ def test_the_numbers_of_options_are_varied():
 TOGETHER = {
     "everything at once": [
         "model=resnet20", "loss=poly_focal", "optim=sam", "hook=[ema,clip]", "augment=[crop_flip,cutout,mixup]",
-        "train.accumulate=2", "sharpness.m=4", "schedule=multistep",
+        "augment.cutout.size=4", "train.accumulate=2", "sharpness.m=4", "schedule=multistep",
     ],
     "nesterov": ["optim.nesterov=true", "model.hidden=[16]"],
     "plain": ["optim.momentum=0", "optim.weight_decay=0", "model.hidden=[16]"],

@@ -23,7 +23,10 @@ class Draw:
 
 
 class Augment:
-    """Base of every augmentation; either method may be left out."""
+    """Base of every augmentation; either method may be left out.
+
+    A constructor may ask by name for what the data set knows, such as `shape` of an input and its `bounds`.
+    """
 
     def pixels(self, x: Tensor, draw: Draw) -> Tensor:
         """Raw inputs (B, C, H, W), uint8 or float, before normalisation: geometry."""
@@ -32,3 +35,9 @@ class Augment:
     def batch(self, batch: Batch, draw: Draw) -> Batch:
         """After normalisation: masking and mixing. May return soft targets."""
         return batch
+
+
+def of_images(shape: tuple[int, ...] | None) -> None:
+    """Raises ValueError where inputs of this shape are no images; None: not known."""
+    if shape is not None and len(shape) != 3:
+        raise ValueError(f"it is for images, and an input of this data set is {len(shape)}-dimensional, {list(shape)}")

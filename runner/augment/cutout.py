@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from runner.augment import Augment, Draw
+from runner.augment import Augment, Draw, of_images
 from runner.batch import Batch
 from runner.schema import Count
 
@@ -19,10 +19,23 @@ class Cutout(Augment):
     ----------
     size : side of the square, in pixels: rows y - size // 2 to y - size // 2 + size - 1 about the centre y. Default 16,
         the paper's for CIFAR-10.
+    shape : of an input, from the data set.
+
+    Raises
+    ------
+    ValueError
+        Inputs that are no images, or a square that covers the whole image wherever its centre is.
     """
 
-    def __init__(self, size: Count = 16):
+    def __init__(self, size: Count = 16, *, shape: tuple[int, ...] | None = None):
+        of_images(shape)
         self.size = size
+        if shape is not None and all(side <= min(size // 2 + 1, size - size // 2) for side in shape[1:]):
+            height, width = shape[1:]
+            raise ValueError(
+                f"size={size} covers an image of {height}x{width} wholly, wherever its centre is; the paper's is half "
+                f"a side, {max(min(height, width) // 2, 1)} here"
+            )
 
     def batch(self, batch: Batch, draw: Draw) -> Batch:
         """batch.x: (B, C, H, W)."""

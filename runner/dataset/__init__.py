@@ -120,6 +120,8 @@ class Dataset:
     task : "classes", "multilabel" or "regression"
     classes : number of classes, or of outputs
     shape : of one input: (C, H, W) or (D,)
+    bounds : lowest and highest value that any raw input can have, such as (0, 255) for 8-bit pixels; None, the default,
+        where there is no such range for all of them, as in a table. What moves inputs goes by it.
     names : of the classes, where known
     train, val, test : splits; `val` is None where nothing is held out
     mean, std : float32 (C,) or (D,), in the units of the raw inputs
@@ -130,6 +132,7 @@ class Dataset:
     task: Literal["classes", "multilabel", "regression"] = "classes"
     classes: int
     shape: tuple[int, ...]
+    bounds: tuple[float, float] | None = None
     names: list[str] | None = None
     train: Split
     val: Split | None
@@ -252,6 +255,7 @@ class Dataset:
         """What models, losses and augmentations may ask for by name."""
         return {
             "shape": self.shape,
+            "bounds": self.bounds,
             "classes": self.classes,
             "samples": len(self.train),
             "class_counts": self.class_counts,

@@ -58,6 +58,7 @@ class ColoredMnist(Dataset):
 
     classes = 2
     shape = (2, SIDE // 2, SIDE // 2)
+    bounds = (0, 255)
     names = ["5 to 9", "0 to 4"]
 
     def __init__(

@@ -22,6 +22,7 @@ class Digits(Dataset):
 
     classes = 10
     shape = (1, 8, 8)
+    bounds = (0, 16)
     names = [str(digit) for digit in range(10)]
 
     def __init__(self, **settings):

@@ -55,6 +55,8 @@ class Hub(Dataset):
         The set is neither in data_dir nor on the hub, or its columns, labels or images are not as declared.
     """
 
+    bounds = (0, 255)
+
     def __init__(
         self,
         *,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from runner import keyed
 from runner.dataset import Dataset, Split, fingerprint, fixed_test, statistics
-from runner.dataset.digits import read
+from runner.dataset.digits import Digits, read
 from runner.dataset.hub import Hub
 from runner.schema import Natural
 
@@ -44,6 +44,7 @@ class MultiDigits(Dataset):
     ):
         super().__init__(**settings)
         self.source, self.shift = source, shift
+        self.bounds = Hub.bounds if source == "mnist" else Digits.bounds
         self.paths = {"data_dir": data_dir, "cache_dir": cache_dir}
 
     def load(self) -> tuple[Split, Split]:

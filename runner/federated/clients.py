@@ -61,8 +61,8 @@ class Clients:
     run : the trainer, built and not begun. Its loss's memories of samples are shared: every sample has one client.
     rows : for every client the training samples that are its own, (n,) int64.
     rounds : of the whole run. epochs, steps : of a client in a round; steps win where not None.
-    levels : (clients,) standard deviation of the feature noise, or None: of pixels in [0, 1] where the data set has
-        8-bit ones, else of the normalised inputs.
+    levels : (clients,) standard deviation of the feature noise, or None: as a share of the data set's range of raw
+        inputs, so of pixels in [0, 1], or of the normalised inputs where it declares no range.
     seed : the run's.
 
     Raises
@@ -131,9 +131,8 @@ class Clients:
         level = self.levels[clients].to(batch.x.device)
         x = batch.x.flatten(0, batch.lead)
         per_sample = level.repeat_interleave(len(x) // len(clients))
-        loader = self.run.loader
-        pixels = loader._train.base.dtype == torch.uint8
-        scale = 255 * loader.scale if pixels else torch.ones_like(loader.scale)
+        scale, bounds = self.run.loader.scale, self.run.dataset.bounds
+        scale = torch.ones_like(scale) if bounds is None else (bounds[1] - bounds[0]) * scale
         x = feature_noise(x, per_sample, scale, self.seed, batch.index.flatten())
         batch.x = x.view(batch.x.shape)
         return batch

@@ -17,12 +17,12 @@ class Adversarial(Hook):
     arXiv:1412.6572, sections 4 and 6) and PGD (Madry et al., ICLR 2018, arXiv:1706.06083).
 
         x_0 = x, or uniform in the box |x_0 - x| <= epsilon where `random`
-        x_{t+1} = clip of x_t + step * sign(grad_x l(x_t, y))  to the box and to [low, high],   `steps` times
+        x_{t+1} = clip of x_t + step * sign(grad_x l(x_t, y))  to the box and to the data's range,   `steps` times
         objective: clean * risk(x) + (1 - clean) * risk(x_steps)
 
     FGSM is one step of length epsilon from x, and the paper trains with clean = 0.5; PGD takes more steps from a random
-    point and trains on nothing else. Lengths are shares of high - low, the range of the raw inputs, whatever their
-    normalisation: 0.25 for MNIST and 8/255 for CIFAR are those of the two papers.
+    point and trains on nothing else. Lengths are shares of the range of the raw inputs, whatever their normalisation:
+    0.25 for MNIST and 8/255 for CIFAR are those of the two papers. The data set declares its range.
 
     The attack is on the run's own loss at w, without risk and penalties, in training mode as in the authors' PGD code;
     running statistics do not see it, and its dropout mask is that of the pass to come. It is made once a step: every
@@ -33,17 +33,17 @@ class Adversarial(Hook):
 
     Parameters
     ----------
-    epsilon : largest move, as a share of high - low. Default 0.25, FGSM's for MNIST.
+    epsilon : largest move, as a share of the range. Default 0.25, FGSM's for MNIST.
     step : length of a step, in the same units. Default 0.25.
     steps : default 1.
     random : start at a random point. Default false.
     clean : share of the clean inputs' loss, in [0, 1); null: they are left out. Default 0.5.
-    low, high : range of the raw inputs. Default 0 and 255, those of images; dataset=digits has 0 and 16.
+    bounds : the range, from the data set.
 
     Raises
     ------
     ValueError
-        low is not below high.
+        The data set has no range.
     """
 
     def __init__(
@@ -53,13 +53,11 @@ class Adversarial(Hook):
         steps: Count = 1,
         random: bool = False,
         clean: OpenFraction | None = 0.5,
-        low: float = 0.0,
-        high: float = 255.0,
+        *,
+        bounds: tuple[float, float] | None,
     ):
-        if low >= high:
-            raise ValueError(f"low={low} is not below high={high}")
         self.epsilon, self.step_size, self.steps, self.random, self.clean = epsilon, step, steps, random, clean
-        self.low, self.high = low, high
+        self.bounds = declared(bounds)
 
     def batch(self, run, batch: Batch) -> Batch:
         parts = batch.split(ceil(len(batch) / run.train.accumulate))
@@ -78,8 +76,18 @@ class Adversarial(Hook):
         def loss(moved: Tensor) -> Tensor:
             return run.loss(run.outputs(moved), replace(batch, x=moved)).sum()
 
-        box = (self.epsilon, self.low, self.high)
+        box = (self.epsilon, *self.bounds)
         return ascend(run, batch, loss, box, self.step_size, self.steps, self.random)
+
+
+def declared(bounds: tuple[float, float] | None) -> tuple[float, float]:
+    """The range of the raw inputs. Raises ValueError where the data set declares none."""
+    if bounds is None:
+        raise ValueError(
+            "it moves inputs by shares of their range, and this data set declares none, as tables have none; a data set "
+            "of your own declares one with `bounds = (low, high)` in its class"
+        )
+    return bounds
 
 
 def ascend(run, batch: Batch, objective, box: tuple, step: float, steps: int, random: bool) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from runner.batch import Batch, Output
 from runner.hook import Hook
-from runner.hook.adversarial import ascend
+from runner.hook.adversarial import ascend, declared
 from runner.loss import soft_targets, wide
 from runner.risk.mean import weighted
 from runner.schema import Count, NonNegative, Positive
@@ -30,14 +30,14 @@ class SmoothAdversarial(Hook):
     Parameters
     ----------
     nu : weight. Default 1, of our own.
-    epsilon, step : of the moves, as shares of high - low. Default 8 / 255 and 2 / 255, as for PGD on CIFAR-10.
+    epsilon, step : of the moves, as shares of the inputs' range. Default 8 / 255 and 2 / 255, as for PGD on CIFAR-10.
     steps : default 10, of our own.
-    low, high : range of the raw inputs. Default 0 and 255, those of images; dataset=digits has 0 and 16.
+    bounds : that range, from the data set.
 
     Raises
     ------
     ValueError
-        low is not below high.
+        The data set has no range.
     """
 
     def __init__(
@@ -46,12 +46,11 @@ class SmoothAdversarial(Hook):
         epsilon: NonNegative = 8 / 255,
         step: Positive = 2 / 255,
         steps: Count = 10,
-        low: float = 0.0,
-        high: float = 255.0,
+        *,
+        bounds: tuple[float, float] | None,
     ):
-        if low >= high:
-            raise ValueError(f"low={low} is not below high={high}")
-        self.nu, self.epsilon, self.step_size, self.steps, self.low, self.high = nu, epsilon, step, steps, low, high
+        self.nu, self.epsilon, self.step_size, self.steps = nu, epsilon, step, steps
+        self.bounds = declared(bounds)
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         here = wide(out.logits)
@@ -64,7 +63,7 @@ class SmoothAdversarial(Hook):
             norms = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()  # the root has an infinite slope at 0
             return (soft_targets(batch.y, own) * norms).sum(-1)
 
-        box = (self.epsilon, self.low, self.high)
+        box = (self.epsilon, *self.bounds)
         moved = ascend(run, batch, lambda x: far(x, here.detach()).sum(), box, self.step_size, self.steps, True)
         with run.statistics(live=False):
             return self.nu * weighted(far(moved, here), batch).mean()

@@ -61,6 +61,8 @@ class MadeUp(Dataset):
     """Random pixels and labels: what is measured does not depend on their values. For regression the labels are floats
     of one output, for "multilabel" one-hot."""
 
+    bounds = (0, 255)
+
     def __init__(self, train: int, test: int, shape: list[int], classes: int, task: str = "classes", **settings):
         self.task = task
         super().__init__(**settings)

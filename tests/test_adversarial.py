@@ -234,7 +234,9 @@ def test_the_box_is_in_the_data_sets_units(hook, name):
 @pytest.mark.parametrize("words", [["dataset=wine"], ["dataset=breast_cancer"], ["dataset=diabetes", "loss=conr"]])
 @pytest.mark.parametrize("hook", MOVES)
 def test_tables_have_no_range_and_are_refused_in_one_line(hook, words):
-    with pytest.raises(ConfigError, match=rf"^hook\.{hook}: it moves inputs by shares of their range, and this") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"^hook\.{hook}: it moves inputs by shares of their range, and this"
+    ) as caught:
         trainer(f"hook={hook}", *words)
     assert "\n" not in str(caught.value)
 

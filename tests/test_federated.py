@@ -131,7 +131,9 @@ def test_equals_a_plain_loop(name, chunk):
     assert max((a - b).abs().max().item() for a, b in zip(start, expected, strict=True)) > 0.01
 
 
-@pytest.mark.parametrize("words", [["dataset=digits"], ["dataset=multi_digits", "loss=asl_multilabel"], ["dataset=wine"]])
+@pytest.mark.parametrize(
+    "words", [["dataset=digits"], ["dataset=multi_digits", "loss=asl_multilabel"], ["dataset=wine"]]
+)
 def test_feature_noise_is_a_share_of_the_inputs_range(words):
     """Grey levels are 0..16 in both sets of digits; a table has no range, and its normalised inputs get the noise."""
     noisy = ["federated=fedavg", "federated.clients=2", "federated.partition=noise", "train.batch_size=16"]

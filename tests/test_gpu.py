@@ -41,8 +41,10 @@ def mlp(device: str, *overrides: str) -> Trainer:
 
 def conv(device: str, *overrides: str) -> Trainer:
     """A small convolutional network on digits, with everything switched on that has a state."""
-    words = ("model=cnn", "optim=sam", "hook=ema", "augment=[crop_flip,cutout]", "augment.cutout.size=4", "dataset.subset=200")
-    return trainer(*words, "train.batch_size=32", "train.epochs=2", f"device={device}", *overrides)
+    words = ("model=cnn", "optim=sam", "hook=ema", "augment=[crop_flip,cutout]", "augment.cutout.size=4")
+    return trainer(
+        *words, "dataset.subset=200", "train.batch_size=32", "train.epochs=2", f"device={device}", *overrides
+    )
 
 
 def resnet(device: str, *overrides: str) -> Trainer:

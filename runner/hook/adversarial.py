@@ -84,8 +84,8 @@ def declared(bounds: tuple[float, float] | None) -> tuple[float, float]:
     """The range of the raw inputs. Raises ValueError where the data set declares none."""
     if bounds is None:
         raise ValueError(
-            "it moves inputs by shares of their range, and this data set declares none, as tables have none; a data set "
-            "of your own declares one with `bounds = (low, high)` in its class"
+            "it moves inputs by shares of their range, and this data set declares none, as tables have none; a data "
+            "set of your own declares one with `bounds = (low, high)` in its class"
         )
     return bounds
 

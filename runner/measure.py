@@ -100,6 +100,9 @@ def equal_width(bins: int = BINS) -> Tensor:
 def equal_mass(confidence: Tensor, bins: int = BINS) -> Tensor:
     """(bins - 1,) the edges between bins with equally many of these N samples: bin m ends with the ceil(m N / bins)-th
     smallest confidence, and with it all that are equal to it (Mukhoti et al. 2020, arXiv:2002.09437, "Adaptive ECE").
+
+    The authors' code (torrvision/focal_calibration) interpolates its edges and begins with the smallest confidence,
+    which is not above it: that sample is in no bin there, and the others' shares do not sum to 1.
     """
     ends = [-(-m * len(confidence) // bins) for m in range(1, bins)]
     return confidence.sort().values[torch.tensor(ends) - 1]

@@ -441,8 +441,16 @@ def test_a_temperature_of_aldr_kl_by_hand():
 def test_asl_multilabel_by_hand():
     """p = 1/2, shift 0.05, exponents 1 and 4: 1/2 ln 2 and -0.45^4 ln 0.55; below the shift a negative is free."""
     logits = torch.tensor([[0.0, 0.0, -9.0]], dtype=torch.float64)
-    found = value(AsymmetricMultilabel(), logits, torch.tensor([[1.0, 0.0, 0.0]]))
+    found = value(AsymmetricMultilabel(1.0), logits, torch.tensor([[1.0, 0.0, 0.0]]))
     torch.testing.assert_close(found, torch.tensor([0.3465735903 + 0.04100625 * 0.5978370008], dtype=torch.float64))
+
+
+def test_the_focusing_weights_of_asl_have_no_gradient():
+    """z = (0, 2), y = (1, 0): -(1/2) (1/2), and m^4 p (1 - p) / (1 - p + 0.05) with p = 0.8808, m = 0.8308."""
+    logits, y = torch.tensor([[0.0, 2.0]], dtype=torch.float64, requires_grad=True), torch.tensor([[1.0, 0.0]])
+    for stop, slopes in ((True, [[-0.25, 0.2956]]), (False, [[-0.4233, 0.7235]])):
+        (found,) = torch.autograd.grad(value(AsymmetricMultilabel(1.0, stop_gradient=stop), logits, y), logits)
+        np.testing.assert_allclose(found.numpy(), slopes, atol=5e-5)
 
 
 def test_evidential_by_hand():
@@ -575,20 +583,30 @@ def test_a_loss_that_is_almost_nothing_is_not_rounded_away():
 
 
 def test_asl_equals_public_implementations():
+    """Values and gradients. timm's are in fp32, and sums or means over a batch."""
     from timm.loss import AsymmetricLossMultiLabel, AsymmetricLossSingleLabel
     from torchvision.ops import sigmoid_focal_loss
 
-    z = draw(B, C)
-    for row in range(B):  # timm's is the sum over a batch, in fp32
-        one = z[row : row + 1], MULTIHOT[row : row + 1]
-        theirs = AsymmetricLossMultiLabel(gamma_neg=3, gamma_pos=2, clip=0.1)(*one)
-        torch.testing.assert_close(value(AsymmetricMultilabel(2.0, 3.0, 0.1), z, MULTIHOT)[row].float(), theirs.float())
-        theirs = AsymmetricLossSingleLabel(gamma_neg=3, gamma_pos=2, eps=0.2)(z[row : row + 1], IDS[row : row + 1])
-        torch.testing.assert_close(value(Asymmetric(2.0, 3.0, 0.2), z, IDS)[row].float(), theirs.float())
-    theirs = sigmoid_focal_loss(z, MULTIHOT.double(), alpha=-1, gamma=1.7).sum(-1)
-    torch.testing.assert_close(value(AsymmetricMultilabel(1.7, 1.7, 0.0), z, MULTIHOT), theirs)
-    theirs = F.binary_cross_entropy_with_logits(z, MULTIHOT.double(), reduction="none").sum(-1)
-    torch.testing.assert_close(value(AsymmetricMultilabel(0.0, 0.0, 0.0), z, MULTIHOT), theirs)
+    z = draw(B, C).requires_grad_()
+
+    def both(ours, theirs):
+        ours, theirs = ours.sum().float(), theirs.sum().float()
+        torch.testing.assert_close(ours, theirs)
+        gradients = [torch.autograd.grad(loss, z)[0].float() for loss in (ours, theirs)]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+    def each(loss, y):
+        return sum(loss(z[row : row + 1], y[row : row + 1]) for row in range(B))
+
+    for stop in (True, False):
+        timm = AsymmetricLossMultiLabel(3, 2, clip=0.1, disable_torch_grad_focal_loss=stop)
+        both(value(AsymmetricMultilabel(2.0, 3.0, 0.1, stop), z, MULTIHOT), each(timm, MULTIHOT))
+    timm = AsymmetricLossSingleLabel(gamma_neg=3, gamma_pos=2, eps=0.2)
+    both(value(Asymmetric(2.0, 3.0, 0.2), z, IDS), each(timm, IDS))
+    focal = sigmoid_focal_loss(z, MULTIHOT.double(), alpha=-1, gamma=1.7)
+    both(value(AsymmetricMultilabel(1.7, 1.7, 0.0, False), z, MULTIHOT), focal)
+    entropy = F.binary_cross_entropy_with_logits(z, MULTIHOT.double(), reduction="none")
+    both(value(AsymmetricMultilabel(0.0, 0.0, 0.0), z, MULTIHOT), entropy)
 
 
 def test_memories_have_the_rows_of_every_process(monkeypatch):

@@ -61,7 +61,9 @@ def test_a_batch_of_one_class_is_finite(metric, label):
     assert 0 <= loss[0] <= 1
 
 
-def test_anyloss_needs_its_class():
+def test_anyloss_has_two_classes():
+    with pytest.raises(ValueError, match="loss=anyloss is defined for two classes, and this data set has 10"):
+        AnyLoss(classes=10)
     with pytest.raises(ValueError, match=r"loss.positive=2: the classes are 0..1"):
         AnyLoss(positive=2, classes=2)
 

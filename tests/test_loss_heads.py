@@ -284,6 +284,7 @@ def test_which_losses_take_clients_side_by_side(option, why):
         "federated=fedavg",
         "federated.clients=6",
     ]
+    words += ["dataset=breast_cancer", "model=mlp", "model.hidden=[12]"] if option == "anyloss" else []
     run = trainer(*words, "federated.partition=dirichlet", f"loss={option}")
     clients = run.hooks.named["federated"].clients
     assert clients.uneven and clients.apart() == why

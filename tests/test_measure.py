@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from runner.measure import (
     auroc,
     average_precision,
+    binned,
     calibration_error,
     class_accuracy,
     equal_mass,
@@ -134,6 +135,19 @@ def test_bins_of_equal_mass():
     assert calibration_error(confidence, right, equal_mass(confidence, 15)) == pytest.approx(
         (0.1 + 0.2 + 0.6 + 0.3) / 4
     )
+
+
+def test_bins_of_equal_mass_hold_every_sample_once():
+    """And differ by one sample at most, where no confidences are equal; the least confident sample is in the first."""
+    for bins in (2, 3, 15):
+        for samples in range(1, 47):
+            confidence = draw(samples, seed=samples).sigmoid().double()
+            counts, sure, _ = binned(confidence, torch.zeros_like(confidence), equal_mass(confidence, bins))
+            assert counts.sum() == samples and counts.max() - counts.min() <= 1
+            assert sure.sum().item() == pytest.approx(confidence.sum().item())
+    # 1/2 and 1 of two samples, both right: (1 - 1/2) / 2; without the least confident one it would be 0
+    two = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    assert calibration_error(two, torch.ones(2, dtype=torch.float64), equal_mass(two, 2)) == pytest.approx(1 / 4)
 
 
 def test_groups_by_hand():

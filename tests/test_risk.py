@@ -231,7 +231,7 @@ def test_dynamic_reweighting_by_hand():
     three = Batch(torch.zeros(3, 1), torch.zeros(3), torch.arange(3))
     e = 2.718281828459045
     for strategy, g in (("linupper", (1, e, e)), ("quadratic", (1, e, 1)), ("extremes", (e, 1, e))):
-        risk = DynamicReweight(strategy, warmup=0)
+        risk = DynamicReweight(strategy, 1.0, 0.0)
         (found,) = torch.autograd.grad(risk(losses, three), losses)
         assert found.tolist() == pytest.approx([x / sum(g) for x in g])
         assert risk(torch.full((3,), 2.5), three).item() == pytest.approx(2.5)  # all alike: the mean

@@ -49,10 +49,10 @@ class AnyLoss(Loss):
     The four are those of the paper, in the form of the authors' code (doheonhan/anyloss); another one is a function of
     the four entries in METRICS. Every sample of the batch has the same loss, so that their mean is L; a weight scales
     it and does not count its sample more often. With `train.accumulate` or several devices the confusion matrix is that
-    of a micro-batch. The paper has two classes and one output, and p of two logits is the sigmoid of their difference;
-    with more classes the loss tells `positive` from all others and nothing else. A batch without a class has the rate 0
-    for it, where the authors' code divides by zero. A is flat away from p = 1/2, so that few samples have a gradient
-    at all. A soft target counts by its share. Logits (..., C) and targets (...) or (..., C) give (...).
+    of a micro-batch. It is for two classes, as the paper, which has one output: p of two logits is the sigmoid of their
+    difference. A batch without a class has the rate 0 for it, where the authors' code divides by zero. A is flat away
+    from p = 1/2, so that few samples have a gradient at all. A soft target counts by its share.
+    Logits (..., 2) and targets (...) or (..., 2) give (...).
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class AnyLoss(Loss):
     L : amplifying scale. Default 73, the paper's: the largest whole number for which A(1) < 1 in fp64.
     beta : of f_beta. Default 1.
     positive : class id. Default 1.
-    classes : from the data set. Raises ValueError where there is no class `positive`.
+    classes : from the data set. Raises ValueError for other than two, or where there is no class `positive`.
     """
 
     padding = False
@@ -75,6 +75,8 @@ class AnyLoss(Loss):
         classes: int,
     ):
         super().__init__()
+        if classes != 2:
+            raise ValueError(f"loss=anyloss is defined for two classes, and this data set has {classes}")
         if positive >= classes:
             raise ValueError(f"loss.positive={positive}: the classes are 0..{classes - 1}")
         self.metric = metric

@@ -16,7 +16,7 @@ class Asymmetric(Loss):
         L = -sum_c ((1 - s) [c = y] + s / C) w_c log p_c,   p = softmax(z)
         w_y = (1 - p_y)^gamma_pos,   w_c = p_c^gamma_neg for c != y
 
-    gamma_pos = gamma_neg = 0 is cross-entropy with label smoothing s. The weights are differentiated.
+    gamma_pos = gamma_neg = 0 is cross-entropy with label smoothing s. The weights are differentiated, as in that code.
     A soft target q, which the code does not take, gives the expected loss sum_c q_c L(c), as in mixup.
     Logits (..., C) and targets (...) or (..., C) give (...).
 
@@ -50,30 +50,40 @@ class AsymmetricMultilabel(Loss):
 
     gamma_pos = gamma_neg and shift = 0 is the sigmoid focal loss, and with both 0 binary cross-entropy. The sum goes
     over the labels of a sample; the authors' code sums over the batch too, so that its learning rates belong to a
-    gradient `train.batch_size` times as large. The weights are differentiated; the authors' training script stops the
-    gradient there.
+    gradient `train.batch_size` times as large. The weights (1 - p_c)^gamma_pos and m_c^gamma_neg have no gradient, as
+    in the authors' class by default and in their training script.
     Logits (..., C) and targets (..., C) in [0, 1] give (...).
 
     Parameters
     ----------
-    gamma_pos, gamma_neg : focusing exponents. Default 1 and 4, those of the authors' class; their training script for
-        MS-COCO has 0 and 4.
+    gamma_pos, gamma_neg : focusing exponents. Default 0 and 4, those of the paper and of the authors' training script
+        for MS-COCO; their class alone has 1 and 4.
     shift : probability below which a negative label costs nothing. Default 0.05, the authors'.
+    stop_gradient : whether the gradient stops at the weights. Default true; false differentiates all of L, as the
+        sigmoid focal loss does.
     """
 
     tasks = ("multilabel",)
 
-    def __init__(self, gamma_pos: NonNegative = 1.0, gamma_neg: NonNegative = 4.0, shift: Fraction = 0.05):
+    def __init__(
+        self,
+        gamma_pos: NonNegative = 0.0,
+        gamma_neg: NonNegative = 4.0,
+        shift: Fraction = 0.05,
+        stop_gradient: bool = True,
+    ):
         super().__init__()
         self.gamma_pos = gamma_pos
         self.gamma_neg = gamma_neg
         self.shift = shift
+        self.stop_gradient = stop_gradient
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         z = wide(out.logits)
         y, tiny = batch.y.to(z.dtype), torch.finfo(z.dtype).tiny  # the bound as in focal
         log_shift = torch.as_tensor(self.shift, dtype=z.dtype, device=z.device).log()
         log_negative = torch.logaddexp(F.logsigmoid(-z), log_shift).clamp_max(0.0)  # log min(1 - p + shift, 1)
-        weight = (torch.sigmoid(z) - self.shift).clamp_min(tiny) ** self.gamma_neg
-        positive = y * torch.sigmoid(-z).clamp_min(tiny) ** self.gamma_pos * F.logsigmoid(z)
-        return -(positive + (1 - y) * weight * log_negative).sum(-1)
+        at = z.detach() if self.stop_gradient else z
+        negative = (torch.sigmoid(at) - self.shift).clamp_min(tiny) ** self.gamma_neg
+        positive = torch.sigmoid(-at).clamp_min(tiny) ** self.gamma_pos
+        return -(y * positive * F.logsigmoid(z) + (1 - y) * negative * log_negative).sum(-1)

@@ -1,5 +1,7 @@
 """Evidential loss with confusion and ignorance."""
 
+from math import log, pi
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,9 +46,16 @@ class Evidential(Loss):
     def forward(self, out: Output, batch: Batch) -> Tensor:
         z = wide(out.logits)
         y, classes = soft_targets(batch.y, z), z.shape[-1]
-        log_ignorance = F.logsigmoid(-z).sum(-1, keepdim=True)
-        belief = (log_ignorance + z).exp()  # pl / (1 - pl) = exp z
-        uncertainty = (1 - belief.sum(-1, keepdim=True)).clamp_min(0.0)  # in fp32 the sum may exceed 1
+        log_rest = F.logsigmoid(-z)
+        log_ignorance = log_rest.sum(-1, keepdim=True)
+        top = soft_targets(z.argmax(-1), z) > 0
+        # the largest belief may be nearly 1, and U what is left of it: by its logarithm, which does not cancel
+        log_top = (F.logsigmoid(z) * top).sum(-1, keepdim=True) + log_rest.masked_fill(top, 0.0).sum(-1, keepdim=True)
+        others = (log_ignorance + z).masked_fill(top, -torch.inf).exp()  # pl / (1 - pl) = exp z
+        belief = torch.where(top, log_top.exp(), others)
+        uncertainty = (-torch.expm1(log_top) - others.sum(-1, keepdim=True)).clamp_min(
+            0.0
+        )  # but for rounding at least 0
         alpha = classes * belief / (uncertainty + 1e-6) + 1
         likelihood = (y * (alpha.sum(-1, keepdim=True).log() - alpha.log())).sum(-1)
         plausibility = (y * (z.sigmoid() + torch.expm1(log_ignorance).detach()).square()).sum(-1)
@@ -54,8 +63,21 @@ class Evidential(Loss):
 
 
 def divergence(alpha: Tensor) -> Tensor:
-    """KL(Dir(alpha) || Dir(1)) for (..., C)."""
-    total = alpha.sum(-1)
-    logs = torch.digamma(alpha) - torch.digamma(total).unsqueeze(-1)
-    constant = torch.lgamma(torch.full_like(total, alpha.shape[-1]))
-    return torch.lgamma(total) - torch.lgamma(alpha).sum(-1) - constant + ((alpha - 1) * logs).sum(-1)
+    """KL(Dir(alpha) || Dir(1)) for (..., C).
+
+    With S = sum alpha: log Gamma(S) - sum_c log Gamma(alpha_c) - log Gamma(C) + sum_c (alpha_c - 1) (psi(alpha_c) -
+    psi(S)), with log Gamma(a) - (a - 1) psi(a) + a in one piece: its terms are far larger than it, and in fp32 nothing
+    would be left where alpha is in the millions.
+    """
+    total, classes = alpha.sum(-1), alpha.shape[-1]
+    constant = torch.lgamma(torch.full_like(total, classes))
+    return piece(total) + (classes - 1) * torch.digamma(total) - piece(alpha).sum(-1) - constant
+
+
+def piece(a: Tensor) -> Tensor:
+    """log Gamma(a) - (a - 1) psi(a) + a; by Stirling's series from 16 on, where 1e-14 is missing."""
+    small, x = a.clamp_max(16.0), 1 / a.clamp_min(16.0)
+    near = torch.lgamma(small) - (small - 1) * torch.digamma(small) + small
+    series = x * (1 / 120 + x * (1 / 210 - x * (1 / 252 + x * (1 / 210 - x / 240))))
+    series = x * (-1 / 3 + x * (-1 / 12 + x * (-1 / 90 + series)))
+    return torch.where(a < 16.0, near, (1 + log(2 * pi)) / 2 - x.log() / 2 + series)

@@ -12,6 +12,7 @@ from runner.loss import Loss, log_rest, wide
 from runner.schema import NonNegative, Positive
 
 Scaling = Literal["none", "l1", "softplus"]
+EXPONENTIAL = -20.0  # below it log softplus(z) = z - e^z / 2 to rounding, in fp64 too
 
 
 class LDRKL(Loss):
@@ -54,8 +55,10 @@ class LDRKL(Loss):
 def scaled(logits: Tensor, scaling: Scaling) -> Tensor:
     if scaling == "none":
         return logits
-    if scaling == "softplus":
-        logits = F.softplus(logits)
+    if scaling == "softplus":  # by its logarithm: where all logits are low, so that softplus is 0, they still differ
+        low = logits.clamp_max(EXPONENTIAL)
+        log = torch.where(logits < EXPONENTIAL, low - low.exp() / 2, F.softplus(logits.clamp_min(EXPONENTIAL)).log())
+        return logits.shape[-1] * log.softmax(-1)
     return logits / logits.abs().mean(-1, keepdim=True).clamp_min(1e-12)
 
 

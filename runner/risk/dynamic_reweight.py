@@ -33,14 +33,15 @@ class DynamicReweight(Risk):
     Parameters
     ----------
     strategy : linupper, quadratic or extremes. Default linupper, the default of the code in the authors' README.
-    r : temperature. Default 1; the authors' configurations have 1 and 0.4.
+    r : temperature. Default 0.4, that of all the authors' configurations with linupper and extremes (their `kl_reg`);
+        for quadratic they have 1 for the smallest network and 0.4.
     warmup : share of the run's steps with the plain mean. Default 0.05.
     """
 
     def __init__(
         self,
         strategy: Literal["linupper", "quadratic", "extremes"] = "linupper",
-        r: Positive = 1.0,
+        r: Positive = 0.4,
         warmup: Fraction = 0.05,
     ):
         super().__init__()

@@ -30,7 +30,7 @@ def reference(logits, y, state, features, m=0.4, h=0.333, s=64.0, t_alpha=0.01):
         return np.log(np.exp(s * (z - z[label])).sum())
 
     losses = []
-    for row, target, norm in zip(np.asarray(logits, dtype=np.float64), y, norms, strict=True):
+    for row, target, norm in zip(np.asarray(logits), y, norms, strict=True):
         k = np.clip(h * (norm - mean) / (std + 1e-3), -1, 1)
         if np.ndim(target):
             losses.append(sum(target[c] * hard(row / s, c, k) for c in range(len(row))))

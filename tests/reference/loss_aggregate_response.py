@@ -8,7 +8,7 @@ COUPLED = True
 
 
 def reference(logits, y, index, bag, rho=0.5):
-    logits, losses = np.asarray(logits, dtype=np.float64), np.zeros(len(y))
+    logits, losses = np.asarray(logits), np.zeros(len(y))
     for i in range(len(y)):
         members = [j for j in range(len(y)) if index[j] // bag == index[i] // bag]
         if logits.shape[1] == 1:

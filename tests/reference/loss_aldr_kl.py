@@ -20,7 +20,7 @@ def scaled(z, scaling):
 def updated(temperature, f, lam, alpha):
     q = np.exp((f - f.max()) / temperature)
     q /= q.sum()
-    kl = sum(qc * np.log(len(f) * qc) for qc in q)
+    kl = sum(qc * np.log(len(f) * qc) for qc in q if qc > 0)
     return lam - lam * kl / (alpha * np.log(len(f)))
 
 
@@ -34,7 +34,7 @@ def hard(f, label, temperature, margin):
 
 def reference(logits, y, state, index, held, lam=1.0, alpha=2.0, margin=0.1, scaling="none"):
     losses = []
-    for i, z in enumerate(np.asarray(logits, dtype=np.float64)):
+    for i, z in enumerate(np.asarray(logits)):
         f = scaled(z, scaling)
         t = updated(state["temperatures"][index[i]], scaled(held[i], scaling), lam, alpha)
         a = alpha * np.log(len(f)) / lam

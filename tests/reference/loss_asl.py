@@ -21,7 +21,7 @@ def reference(logits, y, gamma_pos=0.0, gamma_neg=4.0, label_smoothing=0.1):
         return total
 
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         chances = target if np.ndim(target) else np.eye(len(z))[target]
         losses.append(sum(chances[c] * hard(p, c) for c in range(len(z))))

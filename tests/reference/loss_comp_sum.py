@@ -15,7 +15,7 @@ def reference(logits, y, tau=1.5):
         return np.expm1((1 - tau) * np.log1p(u)) / (1 - tau)
 
     losses = []
-    for h, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for h, target in zip(np.asarray(logits), y, strict=True):
         chances = target if np.ndim(target) else np.eye(len(h))[target]
         losses.append(sum(chances[c] * hard(h, c) for c in range(len(h))))
     return np.array(losses)

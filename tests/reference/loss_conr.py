@@ -8,7 +8,7 @@ COUPLED = True
 
 
 def reference(logits, y, features, beta=4.0, window=1.0, temperature=0.07, e=0.01):
-    z = np.asarray(logits, dtype=np.float64)[:, 0]
+    z = np.asarray(logits)[:, 0]
     losses = []
     for i in range(len(y)):
         positives, negatives = [], []

@@ -6,8 +6,6 @@ estimated by kernels, p(y|x) = sum_i k(x, x_i) k(y, y_i) / sum_i k(x, x_i): at x
 CS_IB.pdf). The information term is the quadratic mutual information of their code with explicit matrices.
 """
 
-from math import exp, log2
-
 import numpy as np
 
 SETTINGS = [{}, {"beta": 0.0}, {"sigma": 2.5}, {"beta": 2.0, "sigma": 4.0}]
@@ -16,7 +14,7 @@ COUPLED = True
 
 
 def kernel(a, b, sigma):
-    return exp(-sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / (2 * sigma**2))
+    return np.exp(-sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) / (2 * sigma**2))
 
 
 def gram(a, sigma):
@@ -41,8 +39,8 @@ def overlap(x, first, second, sigma):
 
 
 def reference(logits, y, features, x, beta=0.01, sigma=1.0):
-    z, y = [[float(value)] for value in np.ravel(logits)], [[float(value)] for value in y]
-    loss = -2 * log2(overlap(x, z, y, sigma)) + log2(overlap(x, y, y, sigma)) + log2(overlap(x, z, z, sigma))
+    z, y = np.reshape(logits, (-1, 1)), np.reshape(y, (-1, 1))
+    loss = -2 * np.log2(overlap(x, z, y, sigma)) + np.log2(overlap(x, y, y, sigma)) + np.log2(overlap(x, z, z, sigma))
     k, f = gram(x, sigma), gram(features, sigma)
     loss += beta * information(k, f) / np.sqrt(information(k, k) * information(f, f))
     return np.full(len(y), loss)

@@ -11,7 +11,7 @@ def reference(logits, y, gamma=5.0):
         return -((1 - p[true] + (max(lower) if lower else 0.0)) ** gamma) * np.log(p[true])
 
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         chances = target if np.ndim(target) else np.eye(len(z))[target]
         losses.append(sum(chances[c] * hard(p, c) for c in range(len(z))))

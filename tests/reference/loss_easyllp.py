@@ -8,7 +8,7 @@ SETTINGS = [{}]
 
 def reference(logits, y, class_counts, bag):
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         loss = 0.0
         for c in range(len(z)):
             alpha = target[c] if np.ndim(target) else float(c == target)

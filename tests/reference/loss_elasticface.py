@@ -13,7 +13,7 @@ def reference(logits, y, m=0.5, s=64.0, plus=False):
         return np.log(np.exp(s * (z - z[label])).sum())
 
     losses = []
-    for row, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for row, target in zip(np.asarray(logits), y, strict=True):
         if np.ndim(target):
             losses.append(sum(target[c] * hard(row / s, c) for c in range(len(row))))
         else:

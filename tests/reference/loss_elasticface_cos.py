@@ -11,7 +11,7 @@ def reference(logits, y, m=0.35, s=64.0):
         return np.log(1 + sum(np.exp(s * (z[c] - z[label] + m)) for c in range(len(z)) if c != label))
 
     losses = []
-    for row, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for row, target in zip(np.asarray(logits), y, strict=True):
         if np.ndim(target):
             losses.append(sum(target[c] * hard(row / s, c) for c in range(len(row))))
         else:

@@ -17,7 +17,7 @@ def updated(target, z, beta):
 
 def reference(logits, y, state, index, held, beta=0.7, lam=3.0):
     losses = []
-    for i, z in enumerate(np.asarray(logits, dtype=np.float64)):
+    for i, z in enumerate(np.asarray(logits)):
         p = softmax(z)
         chances = y[i] if np.ndim(y[i]) else np.eye(len(z))[y[i]]
         cross_entropy = -sum(chances[c] * np.log(p[c]) for c in range(len(z)))

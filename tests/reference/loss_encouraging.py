@@ -14,7 +14,7 @@ def reference(logits, y, log_end=0.75):
         return -np.log(p) + np.log(1 - log_end) + slope * (p - log_end)
 
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         chances = target if np.ndim(target) else np.eye(len(z))[target]
         losses.append(sum(chance * hard(pc) for chance, pc in zip(chances, p, strict=True)))

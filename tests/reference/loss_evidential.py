@@ -15,15 +15,14 @@ def masses(z):
     for said in product((False, True), repeat=len(z)):
         mass = 1.0
         for yes, x in zip(said, z, strict=True):
-            plausible = 1 / (1 + np.exp(-x))
-            mass *= plausible if yes else 1 - plausible
+            mass *= 1 / (1 + np.exp(-x if yes else x))  # the plausibility, or one minus it
         found[frozenset(np.flatnonzero(said).tolist())] = mass
     return found
 
 
 def reference(logits, y, held, reg=1.0, kl=0.05):
     losses = []
-    for z, target, at in zip(np.asarray(logits, dtype=np.float64), y, held, strict=True):
+    for z, target, at in zip(np.asarray(logits), y, held, strict=True):
         classes = len(z)
         target = target if np.ndim(target) else np.eye(classes)[target]
         mass = masses(z)
@@ -36,6 +35,7 @@ def reference(logits, y, held, reg=1.0, kl=0.05):
         likelihood = sum(target[c] * (np.log(sum(alpha)) - np.log(alpha[c])) for c in range(classes))
         regular = sum(target[c] * (plausible[c] - (1 - ignorance)) ** 2 for c in range(classes))
         tilde = [target[c] + (1 - target[c]) * alpha[c] for c in range(classes)]
+        tilde = [float(a) for a in tilde]
         divergence = gammaln(sum(tilde)) - gammaln(classes) - sum(gammaln(a) for a in tilde)
         divergence += sum((a - 1) * (digamma(a) - digamma(sum(tilde))) for a in tilde)
         losses.append(likelihood + reg * regular + kl * divergence)

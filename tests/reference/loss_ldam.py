@@ -15,7 +15,7 @@ def reference(logits, y, class_counts, max_m=0.5, s=30.0):
         return np.log(sum(np.exp(np.array(scaled) - max(scaled)))) + max(scaled) - scaled[label]
 
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         if np.ndim(target):
             losses.append(sum(target[c] * hard(z / s, c) for c in range(len(z))))
         else:

@@ -27,7 +27,7 @@ def hard(f, label, lam, margin):
 
 def reference(logits, y, lam=1.0, margin=0.1, scaling="none"):
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         f = scaled(z, scaling)
         chances = target if np.ndim(target) else np.eye(len(z))[target]
         losses.append(sum(chances[c] * hard(f, c, lam, margin) for c in range(len(z))))

@@ -14,7 +14,7 @@ def reference(logits, y, k=1.0, M=1.0):
         return total / len(f)
 
     losses = []
-    for f, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for f, target in zip(np.asarray(logits), y, strict=True):
         if np.ndim(target):
             losses.append(sum(target[i] * hard(f, i) for i in range(len(f))))
         else:

@@ -8,7 +8,7 @@ SETTINGS = [{}, {"epsilon": 0.0}, {"epsilon": -1.0}, {"epsilon": 1.0, "label_smo
 
 def reference(logits, y, epsilon=2.0, label_smoothing=0.0):
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         classes = len(z)
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         cross_entropy, one_minus_pt = 0.0, 0.0

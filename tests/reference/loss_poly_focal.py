@@ -13,7 +13,7 @@ SETTINGS = [
 
 def reference(logits, y, epsilon=1.0, gamma=2.0):
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
         loss = 0.0
         for c in range(len(z)):

@@ -12,7 +12,7 @@ def reference(logits, y):
         return cross_entropy + np.mean([f[j] ** 2 for j in range(len(f)) if j != true])
 
     losses = []
-    for f, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for f, target in zip(np.asarray(logits), y, strict=True):
         chances = target if np.ndim(target) else np.eye(len(f))[target]
         losses.append(sum(chances[c] * hard(f, c) for c in range(len(f))))
     return np.array(losses)

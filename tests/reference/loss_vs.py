@@ -15,7 +15,7 @@ def reference(logits, y, class_counts, gamma=0.3, tau=1.0):
         return -np.log(terms[label] / sum(terms))
 
     losses = []
-    for z, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for z, target in zip(np.asarray(logits), y, strict=True):
         if np.ndim(target):
             losses.append(sum(target[c] * hard(z, c) for c in range(len(z))))
         else:

@@ -8,7 +8,7 @@ SETTINGS = [{}, {"a": 0.2, "b": 3.0}, {"a": 4.0, "b": -0.5}]
 
 def reference(logits, y, a=1.0, b=0.0):
     losses = []
-    for o, target in zip(np.asarray(logits, dtype=np.float64), y, strict=True):
+    for o, target in zip(np.asarray(logits), y, strict=True):
         mu = sum(o) / len(o)
         sigma = np.sqrt(sum(x * x for x in o) / len(o) - mu * mu)
         chances = target if np.ndim(target) else np.eye(len(o))[target]

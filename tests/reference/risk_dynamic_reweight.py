@@ -5,13 +5,13 @@ from math import exp
 SETTINGS = [
     {},
     {"warmup": 0.0},
-    {"warmup": 0.0, "r": 0.4},
+    {"warmup": 0.0, "r": 1.0},
     {"warmup": 0.0, "strategy": "quadratic", "r": 0.5},
     {"warmup": 0.0, "strategy": "extremes", "r": 0.2},
 ]
 
 
-def gradient(losses, weight, strategy="linupper", r=1.0, warmup=0.05):
+def gradient(losses, weight, strategy="linupper", r=0.4, warmup=0.05):
     """The weights, which are at rest, times the samples' own."""
     losses = [w * loss for loss, w in zip(losses, weight, strict=True)]
     delta, low, high = 1.0, min(losses), max(losses)

@@ -19,7 +19,8 @@ import yaml
 from runner import keyed
 from runner.dataset import Dataset, Split, statistics
 from runner.dataset.digits import Digits
-from runner.dataset.hub import Encoded, Hub, centre, random_resized_crop
+from runner.dataset.hub import Hub
+from runner.dataset.images import Encoded, centre, random_resized_crop
 
 CONF = Path(__file__).parent.parent / "conf" / "dataset"
 

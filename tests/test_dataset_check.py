@@ -157,8 +157,17 @@ def test_rows_that_a_split_leaves_out_may_hold_anything():
 
 def test_classes_without_a_training_sample_are_a_line():
     dataset = prepared(put("train", "y", lambda y: y.clamp(max=1)))
-    assert dataset.notices == ["1 of 3 classes have no training sample: 2"]
+    assert dataset.notices == ["1 of 3 classes have no training sample: 2; 2 of the 6 test samples are of them"]
+    assert prepared(set_own(classes=8)).notices == ["5 of 8 classes have no training sample: 3, 4, 5, 6, 7"]
     assert prepared().notices == []
+
+
+def test_one_class_alone_is_a_line():
+    def change(self, train, test):
+        self.classes = 1
+        return train.labelled(train.y * 0), test.labelled(test.y * 0)
+
+    assert prepared(change).notices == ["there is one class, so every prediction is right"]
 
 
 def test_a_column_that_is_constant_becomes_zero_and_is_not_blown_up():

@@ -15,6 +15,13 @@ def title(dataset) -> str:
     return getattr(dataset, "name", None) or f"{type(dataset).__module__}.{type(dataset).__qualname__}"
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong in somebody's code, and where, in one line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}{': ' if text else ''}{text} ({Path(last.filename).name}, line {last.lineno})"
+
+
 def loaded(dataset) -> tuple:
     """What `load` returned, where that is what the seam asks for. Targets come back in the dtype that losses take:
     class ids as int64, other integers and half precision as float32, both exact.
@@ -32,12 +39,7 @@ def loaded(dataset) -> tuple:
     except (Exception, SystemExit) as error:
         if type(dataset).__module__.startswith("runner."):
             raise
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"load() of data set '{name}' failed: {type(error).__name__}{': ' if reason else ''}{reason} "
-            f"({Path(last.filename).name}, line {last.lineno})"
-        ) from error
+        raise ValueError(f"load() of data set '{name}' failed: {reason(error)}") from error
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_split, pair)):
         raise ValueError(f"data set '{name}': {SEAM}; it returned {_shown(pair)}")
     _declared(dataset, name)
@@ -96,6 +98,7 @@ def _inputs(dataset, split, place: str) -> None:
     if domain is not None and (tuple(domain.shape) != (count,) or domain.is_floating_point()):
         raise ValueError(f"{place}: domain must be ({count},) integers, it is {tuple(domain.shape)} {domain.dtype}")
     if not isinstance(base, Tensor):
+        _first(dataset, base, place)
         return
     if tuple(base.shape[1:]) != tuple(dataset.shape):
         raise ValueError(f"{place}: inputs are {tuple(base.shape[1:])}, and the data set's shape is {dataset.shape}")
@@ -104,6 +107,19 @@ def _inputs(dataset, split, place: str) -> None:
     if base.is_complex():
         raise ValueError(f"{place}: x is {base.dtype}; inputs must be real numbers")
     _finite(base, "inputs", place, rows)
+
+
+def _first(dataset, images, place: str) -> None:
+    """One of the images that are decoded on demand; the others are met when they are asked for."""
+    try:
+        found = images.get(0, None)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{place}: the first image: {reason(error)}") from error
+    if not isinstance(found, Tensor) or tuple(found.shape) != tuple(dataset.shape):
+        shown = tuple(found.shape) if isinstance(found, Tensor) else _shown(found)
+        raise ValueError(f"{place}: the first image is {shown}, and the data set's shape is {dataset.shape}")
 
 
 def _finite(values: Tensor, what: str, place: str, rows: Tensor | None = None) -> None:
@@ -183,12 +199,17 @@ def _varies(split, column) -> bool:
 
 
 def absent(dataset) -> list[str]:
-    """Lines about classes of which the training part has no sample."""
+    """A line about classes of which the training part has no sample: nothing is learned of them."""
     if dataset.task != "classes":
         return []
-    missing = [label for label, count in enumerate(dataset.class_counts) if count == 0]
+    if dataset.classes == 1:
+        return ["there is one class, so every prediction is right"]
+    counts = torch.tensor(dataset.class_counts)
+    missing = (counts == 0).nonzero().flatten().tolist()
     if not missing:
         return []
-    shown = ", ".join(dataset.names[label] if dataset.names else str(label) for label in missing[:5])
+    shown = ", ".join(str(dataset.names[label]) if dataset.names else str(label) for label in missing[:5])
     more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-    return [f"{len(missing)} of {dataset.classes} classes have no training sample: {shown}{more}"]
+    tested = int((counts[dataset.test.y] == 0).sum())
+    also = f"; {tested} of the {len(dataset.test)} test samples are of them" if tested else ""
+    return [f"{len(missing)} of {dataset.classes} classes have no training sample: {shown}{more}{also}"]

@@ -1,10 +1,8 @@
 """Every image classification set in the hub's parquet layout, from a local folder or from the hub."""
 
 import hashlib
-import io
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -18,11 +16,12 @@ import torch
 from torch import Tensor
 
 from runner.dataset import Dataset, Split, fingerprint, fixed_test, statistics
+from runner.dataset.images import Encoded, centre, decode, sizes, some
+from runner.dataset.labels import Labels, class_ids
 from runner.schema import Count
 
 log = logging.getLogger(__name__)
-FORMAT = 1  # of the decoded cache; a change makes old entries unused
-MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+FORMAT = 2  # of the decoded cache; a change makes old entries unused
 
 
 class Hub(Dataset):
@@ -37,7 +36,9 @@ class Hub(Dataset):
     ----------
     name : folder below data_dir. Default None: the last part of `id`.
     id, config : the set on the hub.
-    image, label : names of the columns. Labels are class ids or strings.
+    image, label : names of the columns. Images are turned as their EXIF orientation says, see
+        `runner.dataset.images.decode`. Labels are class ids or words; ids with holes that no names go with, such as 10,
+        20, 30, are numbered 0 to C-1 in their order, see `runner.dataset.labels.class_ids`.
     train_split, test_split : names of the splits. test_split None: a fixed fifth of every class of the training split.
     channels : 1 or 3, into which images are converted. Default None: as stored, all alike.
     size : height and width. Default None: as stored, all alike.
@@ -48,6 +49,10 @@ class Hub(Dataset):
         arXiv:1409.4842), flipped half of the time, instead of the centre. Default False.
     mean, std : per channel, in units of 0..1; one number serves all channels. Default None: of the training split.
     data_dir, cache_dir : folders. `~` is the home folder.
+
+    Attributes
+    ----------
+    record : `labels` maps the ids in the files to those here, where they differ.
 
     Raises
     ------
@@ -99,6 +104,7 @@ class Hub(Dataset):
     def load(self) -> tuple[Split, Split]:
         train, test, meta = self._stream() if self.stream else self._cached()
         self.classes, self.names, self.fingerprint = meta["classes"], meta["names"], meta["fingerprint"]
+        self.ids = meta["ids"]
         channels = self.channels or 3 if self.stream else train.x.shape[1]
         self.shape = (channels, self.size, self.size) if self.stream else tuple(train.x.shape[1:])
         self.mean, self.std = (
@@ -106,6 +112,13 @@ class Hub(Dataset):
             for own, values in zip(self.given, meta["statistics"], strict=True)
         )
         return train, test
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self.ids is not None:
+            self.record |= {"labels": {str(label): i for i, label in enumerate(self.ids)}}
+            low, high, last = self.ids[0], self.ids[-1], len(self.ids) - 1
+            self.notices.append(f"the class ids {low} to {high} have holes and are numbered 0 to {last} in their order")
 
     @staticmethod
     def _per_channel(values: list[float], channels: int) -> Tensor:
@@ -208,7 +221,7 @@ class Hub(Dataset):
         arrays = [torch.from_numpy(np.load(folder / f"{part}.npy")) for part in meta["shapes"]]
         if [list(array.shape) for array in arrays] != list(meta["shapes"].values()):
             raise ValueError("sizes differ from those noted")
-        meta["classes"], meta["names"], meta["fingerprint"], meta["statistics"]  # noqa: B018 all there
+        meta["classes"], meta["names"], meta["ids"], meta["fingerprint"], meta["statistics"]  # noqa: B018 all there
         train_x, train_y, test_x, test_y = arrays
         return Split(train_x, train_y), Split(test_x, test_y), meta
 
@@ -240,21 +253,19 @@ class Hub(Dataset):
             shutil.rmtree(partial, ignore_errors=True)
 
     def _decode(self, files: dict[str, list[Path]]) -> tuple[Split, Split, dict]:
-        pixels, labels, feature = {}, {}, None
+        pixels, labels, features = {}, {}, {}
         for split in filter(None, (self.train_split, self.test_split)):
             rows = self._rows(split, files, lazy=True)
-            feature = feature or (rows.features or {}).get(self.label)
+            features[split] = (rows.features or {}).get(self.label)
             pixels[split], labels[split] = self._pixels(rows, split)
-        targets, names, classes = self._targets(labels, feature)
-        train, test = self._divide({split: Split(pixels[split], targets[split]) for split in pixels})
+        found = self._targets(labels, features)
+        train, test = self._divide({split: Split(pixels[split], found.targets[split]) for split in pixels})
         if train.x.shape[1:] != test.x.shape[1:]:
             raise ValueError(
                 f"data set '{self.name}': training images are {tuple(train.x.shape[1:])} and test images "
                 f"{tuple(test.x.shape[1:])}: set dataset.size and dataset.channels"
             )
-        meta = {
-            "classes": classes,
-            "names": names,
+        meta = found.meta | {
             "statistics": [values.tolist() for values in statistics(train.x)],
             "fingerprint": fingerprint(train.x, train.y, test.x, test.y),
         }
@@ -269,24 +280,14 @@ class Hub(Dataset):
 
     def _pixels(self, rows, split: str) -> tuple[Tensor, list]:
         """(N, C, H, W) uint8 and the labels as stored, in the order of the rows."""
-        from PIL import Image
-
         pixels, labels, first = bytearray(), [], None
         for table in rows.with_format("arrow").iter(batch_size=1000):
             self._check_columns(table.column_names)
             for i, cell in enumerate(table[self.image].to_pylist(), start=len(labels)):
                 place = f"image {i} of split '{split}' of '{self.name}'"
-                try:
-                    image = self._convert(Image.open(_source(cell)), place)
-                    image = image if self.size is None else centre(image, self.size, self.resize)
-                    pixels += image.tobytes()
-                except (
-                    OSError,
-                    TypeError,
-                    KeyError,
-                    SyntaxError,
-                ) as error:  # PIL has no class of its own for all of them
-                    raise ValueError(f"{place} cannot be decoded: {error}") from error
+                image = decode(cell, self.channels, place)
+                image = image if self.size is None else centre(image, self.size, self.resize)
+                pixels += image.tobytes()
                 first = first or image
                 if (image.mode, image.size) != (first.mode, first.size):
                     setting = "size" if image.mode == first.mode else "channels"
@@ -300,12 +301,6 @@ class Hub(Dataset):
         x = torch.frombuffer(pixels, dtype=torch.uint8).view(len(labels), first.height, first.width, -1)
         return x.permute(0, 3, 1, 2).contiguous(), labels
 
-    def _convert(self, image, place: str):
-        mode = {None: MODES.get(image.mode), 1: "L", 3: "RGB"}[self.channels]
-        if image.mode not in MODES:
-            raise ValueError(f"{place} has pixels of kind {image.mode}; only 8-bit images are supported")
-        return image if image.mode == mode else image.convert(mode)
-
     def _check_columns(self, columns: list[str]) -> None:
         for setting, column in (("image", self.image), ("label", self.label)):
             if column not in columns:
@@ -313,22 +308,9 @@ class Hub(Dataset):
                     f"data set '{self.name}' has no column '{column}' but {', '.join(columns)}: set dataset.{setting}"
                 )
 
-    def _targets(self, labels: dict[str, list], feature) -> tuple[dict[str, Tensor], list[str] | None, int]:
-        """Class ids of every split, the classes' names where known, and how many classes there are."""
-        names = getattr(feature, "names", None)
-        known = {type(value) for values in labels.values() for value in values}
-        if known == {str}:
-            names = sorted(set(labels[self.train_split]))
-            ids = {name: i for i, name in enumerate(names)}
-            labels = {split: [ids.get(value, -1) for value in values] for split, values in labels.items()}
-        elif not known <= {int, bool}:
-            kinds = ", ".join(sorted(kind.__name__ for kind in known))
-            raise ValueError(
-                f"column '{self.label}' of '{self.name}' holds {kinds}, not one class id or name per image: "
-                "set dataset.label"
-            )
-        targets = {split: torch.tensor(values, dtype=torch.int64) for split, values in labels.items()}
-        return targets, names, len(names) if names else 1 + max(int(y.max()) for y in targets.values())
+    def _targets(self, labels: dict[str, list], features: dict) -> Labels:
+        names = {split: getattr(feature, "names", None) for split, feature in features.items()}
+        return class_ids(labels, names, f"column '{self.label}'", f"data set '{self.name}'")
 
     # ---- decoded on demand
 
@@ -336,112 +318,25 @@ class Hub(Dataset):
         import datasets
 
         files = self._files()
-        columns, labels, feature = {}, {}, None
+        columns, labels, features = {}, {}, {}
         for split in filter(None, (self.train_split, self.test_split)):
             try:
                 rows = self._rows(split, files, lazy=False)
             except OSError as error:
                 raise ValueError(f"dataset.stream=true keeps a copy in {self.cache_dir}: {error}") from error
             self._check_columns(rows.column_names)
-            feature = feature or rows.features[self.label]
+            features[split] = rows.features[self.label]
             labels[split] = rows.data.column(self.label).to_pylist()
             columns[split] = rows.select_columns([self.image]).cast_column(self.image, datasets.Image(decode=False))
-        targets, names, classes = self._targets(labels, feature)
+        found = self._targets(labels, features)
         settings = (self.image, self.channels or 3, self.size, self.resize, self.random_crop)
         splits = {
-            split: Split(Encoded(rows, torch.arange(len(rows)), *settings), targets[split])
+            split: Split(
+                Encoded(rows, torch.arange(len(rows)), *settings, f"split '{split}' of '{self.name}'"),
+                found.targets[split],
+            )
             for split, rows in columns.items()
         }
         train, test = self._divide(splits)
-        digest = fingerprint(
-            train.y, test.y, *map(_sizes, columns.values()), *(_some(rows) for rows in columns.values())
-        )
-        meta = {"classes": classes, "names": names, "fingerprint": digest}
-        return train, test, meta | {"statistics": [None, None]}
-
-
-class Encoded:
-    """Images that stay encoded until they are asked for; follows `runner.dataset.Images`.
-
-    rows: a `datasets.Dataset` with undecoded images in `column`; index: (N,) which rows, in order.
-    """
-
-    def __init__(self, rows, index: Tensor, column: str, channels: int, size: int, resize: int, random_crop: bool):
-        self.rows, self.index = rows, index
-        self.settings = (column, channels, size, resize, random_crop)
-        self.column, self.mode, self.size, self.resize = column, "L" if channels == 1 else "RGB", size, resize
-        self.random_crop = random_crop
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def select(self, index: Tensor) -> "Encoded":
-        return Encoded(self.rows, self.index[index], *self.settings)
-
-    def get(self, i: int, seed: int | None) -> Tensor:
-        """(C, size, size) uint8; with a seed and `random_crop`, a random resized crop, else the centre."""
-        from PIL import Image
-
-        image = Image.open(_source(self.rows[int(self.index[i])][self.column])).convert(self.mode)
-        if self.random_crop and seed is not None:
-            image = random_resized_crop(image, self.size, np.random.Generator(np.random.Philox(seed)))
-        else:
-            image = centre(image, self.size, self.resize)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return pixels.view(self.size, self.size, -1).permute(2, 0, 1)
-
-
-def _sizes(rows) -> Tensor:
-    """(N,) int64, the bytes of every encoded image: of all that the images hold, what is quick to read."""
-    import pyarrow.compute as pc
-
-    column = rows.data.column(0)
-    lengths = pc.fill_null(pc.binary_length(pc.struct_field(column, "bytes")), -1)
-    return torch.from_numpy(lengths.to_numpy().astype(np.int64))
-
-
-def _some(rows) -> Tensor:
-    """The bytes of sixteen images, evenly spaced, one after another."""
-    chosen = torch.linspace(0, len(rows) - 1, 16).long().unique().tolist()
-    cells = [rows[i][rows.column_names[0]] for i in chosen]
-    data = b"".join(str(cell["path"]).encode() if cell["bytes"] is None else cell["bytes"] for cell in cells)
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _source(cell: dict):
-    return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"]
-
-
-def centre(image, size: int, resize: int):
-    """The shorter side resized to `resize`, then the size x size centre."""
-    from PIL import Image
-
-    width, height = image.size
-    if min(width, height) != resize:
-        scaled = (resize, int(resize * height / width)) if width <= height else (int(resize * width / height), resize)
-        image = image.resize(scaled, Image.Resampling.BILINEAR)
-        width, height = scaled
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image if (width, height) == (size, size) else image.crop((left, top, left + size, top + size))
-
-
-def random_resized_crop(image, size: int, draw: np.random.Generator):
-    """A part of 8 to 100 % of the area and of aspect 3/4 to 4/3, resized to size x size and flipped half of the time.
-
-    Ten tries, then the largest central part within the aspects, as torchvision's RandomResizedCrop does.
-    """
-    from PIL import Image
-
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * draw.uniform(0.08, 1.0)
-        aspect = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(draw.integers(0, width - w + 1)), int(draw.integers(0, height - h + 1))
-            break
-    else:
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - w) // 2, (height - h) // 2
-    image = image.crop((left, top, left + w, top + h)).resize((size, size), Image.Resampling.BILINEAR)
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else image
+        digest = fingerprint(train.y, test.y, *map(sizes, columns.values()), *map(some, columns.values()))
+        return train, test, found.meta | {"fingerprint": digest, "statistics": [None, None]}

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from runner import keyed
 from runner.augment import Augment, Draw
 from runner.batch import Batch
+from runner.build import ConfigError
 from runner.dataset import Dataset, Images, Split
+from runner.dataset.check import reason
 
 
 class Loader:
@@ -121,7 +123,8 @@ class Loader:
         else:
             plan = _Plan([(i, None) for i in range(where.start, where.stop)] for where in slices)
             workers = min(self.workers, len(slices)) if len(slices) > 1 else 0
-            inputs = (x.to(self.device, non_blocking=True) for x in self._items(split.base, plan, workers))
+            items = map(_whole, self._items(split.base, plan, workers))
+            inputs = (x.to(self.device, non_blocking=True) for x in items)
         for where, x in zip(slices, inputs, strict=True):
             index = torch.arange(where.start, where.stop, device=self.device)
             domain = None if split.domain is None else split.domain[where]
@@ -173,7 +176,7 @@ class Loader:
         if self._workers is None:
             self._workers = self._items(self._train.base, _Plan([]), self.workers, persistent=self.workers > 0)
         self._workers.batch_sampler.batches = batches
-        return iter(self._workers)
+        return map(_whole, self._workers)
 
     def _items(self, images: Images, plan: "_Plan", workers: int, persistent: bool = False) -> DataLoader:
         return DataLoader(
@@ -202,11 +205,22 @@ class _Items(torch.utils.data.Dataset):
     def __init__(self, images: Images):
         self.images = images
 
-    def __getitems__(self, items: list[tuple[int, int | None]]) -> Tensor:
-        return torch.stack([self.images.get(i, seed) for i, seed in items])
+    def __getitems__(self, items: list[tuple[int, int | None]]) -> Tensor | str:
+        try:
+            return torch.stack([self.images.get(i, seed) for i, seed in items])
+        except ValueError as error:  # as a line: the traceback of another process would say less
+            return str(error)
+        except Exception as error:
+            return f"{type(self.images).__name__}: {reason(error)}"
 
 
-def _as_is(x: Tensor) -> Tensor:
+def _as_is(x):
+    return x
+
+
+def _whole(x: Tensor | str) -> Tensor:
+    if isinstance(x, str):
+        raise ConfigError(f"dataset: {x}")
     return x
 
 

@@ -263,7 +263,7 @@ def launch(config: dict, overrides: list[str]) -> int:
 
 def _run(config: dict, overrides: list[str]) -> int:
     from runner.diagnose import NonFinite
-    from runner.record import Stopped
+    from runner.record import Died, Stopped
     from runner.run import run
 
     try:
@@ -273,7 +273,7 @@ def _run(config: dict, overrides: list[str]) -> int:
     except Stopped as stop:
         print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr)
         return 143 if "TERM" in str(stop) else 130
-    except NonFinite as error:
+    except (NonFinite, Died) as error:
         print(f"runner: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -41,6 +41,10 @@ class Stopped(Exception):
     """Training was interrupted and can go on from the last checkpoint."""
 
 
+class Died(RuntimeError):
+    """Processes that work for a run were killed, in one line; the run can go on from the last checkpoint."""
+
+
 def plain(value: Any) -> Any:
     """`value` as what JSON can hold: numbers of numpy and torch as Python's, non-finite floats as null."""
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ from runner.federated.cores import spread
 from runner.federated.fedavg import deal
 from runner.federated.partition import Partition
 from runner.listing import conf_dir, options
-from runner.record import Stopped
+from runner.record import Died, Stopped
 from runner.run import run as run_config
 from runner.trainer import Trainer
 from tests.tiny import command, compose, trainer
@@ -360,9 +360,9 @@ def cores(monkeypatch):
     """Two threads, and processes for every client after the first; a function that counts the processes so far."""
     forked = []
 
-    def watched(work, tasks, count, look):
+    def watched(work, tasks, count, *rest):
         forked.append(count)
-        return spread(work, tasks, count, look)
+        return spread(work, tasks, count, *rest)
 
     monkeypatch.setattr(fedavg, "FORK", 0.0)
     monkeypatch.setattr(fedavg, "spread", watched)
@@ -416,18 +416,38 @@ def test_a_poisoned_client_is_refused_by_its_process(cores):
     assert run.report["clients"] == 5 and torch.isfinite(run.weights.data).all()
 
 
-def test_a_process_that_dies_is_an_error(cores, monkeypatch):
-    run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=1", "federated.chunk=1")
-    here, alone = os.getpid(), algorithm.clients.alone
+@pytest.mark.parametrize("kills, of", [(1, [3]), (1, range(6)), (2, [3])], ids=["one", "every client's", "twice"])
+def test_a_process_that_is_killed(kills, of, cores, monkeypatch, tmp_path):
+    """Once: its client trains again, to the same bits. Twice: one line."""
+    words = [*SKEWED, "federated=scaffold", "federated.rounds=2", "federated.chunk=1"]
+    whole, undisturbed = federation(*words, double=False)
+    rounds(whole, undisturbed)
+    run, algorithm = federation(*words, double=False)
+    here, alone, said = os.getpid(), algorithm.clients.alone, []
+    run.tell = said.append
 
     def fatal(client, *rest):
-        if os.getpid() != here and client == 3:
+        done = alone(client, *rest)
+        mark = tmp_path / f"{client} {len(list(tmp_path.glob(f'{client} *')))}"
+        if os.getpid() != here and client in of and mark.name[-1] != str(kills):
+            mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return alone(client, *rest)
+        return done
 
     monkeypatch.setattr(algorithm.clients, "alone", fatal)
-    with pytest.raises(RuntimeError, match="a process that trained clients died .exit code -9"):
+    if kills == 2:
+        with pytest.raises(Died) as error:
+            rounds(run, algorithm)
+        assert str(error.value) == (
+            "2 processes that trained client 3 were killed (exit code -9; -9 is often a lack of memory); "
+            "OMP_NUM_THREADS=1 trains all in this one"
+        )
+    else:
         rounds(run, algorithm)
+        assert torch.equal(run.weights.data, whole.weights.data) and torch.equal(run.sums(), whole.sums())
+        assert torch.equal(algorithm.c, undisturbed.c) and run.report == whole.report
+    line = "a process that trained client 3 was killed (exit code -9; -9 is often a lack of memory): once more"
+    assert line in said and len(said) == len(list(tmp_path.iterdir())) - (kills == 2)
     assert not multiprocessing.active_children()
 
 

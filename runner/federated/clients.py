@@ -6,7 +6,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,25 +36,28 @@ class Updates:
 
     clients: list[int]
     samples: Tensor  # (K,) float64: their training samples
-    steps: Tensor  # (K,) float64: local steps
+    steps: Tensor  # (K,) float64: local steps taken, without those that fp16 skipped
     rates: Tensor  # (K,) float64: the sum of their steps' learning rates
     delta: Tensor  # (K, P): their weights less the server's
     buffers: list[Tensor]  # (K, ...) each: running statistics and the like, see `Clients.buffers`
+    states: list[dict] = field(default_factory=list)  # of their hooks, by name, where these have any
 
     def select(self, keep: list[int]) -> "Updates":
         names = ("samples", "steps", "rates", "delta")
         rest = {name: getattr(self, name)[keep] for name in names}
-        return Updates([self.clients[k] for k in keep], **rest, buffers=[b[keep] for b in self.buffers])
+        states = [self.states[k] for k in keep] if self.states else []
+        return Updates([self.clients[k] for k in keep], **rest, buffers=[b[keep] for b in self.buffers], states=states)
 
 
 class Clients:
     """Local training from the server's weights.
 
-    A client starts a round with fresh optimizer and hook states, but for hooks that remember samples, of which each has
-    one client; a hook that changes what is evaluated is the server's. Its schedule is that of a run of its own over all
-    rounds; an epoch's order is that of the plain run's epoch, of which every client takes its own samples. So one
-    client with all the data does what the plain run does. A last batch of one sample is left out where the model has
-    batch normalisation.
+    A client starts a round with a fresh optimizer. What its hooks have counted and remembered is its own and goes on in
+    the next round that it takes part in (`states`), as what it was when a round that it did not end began; a hook that
+    remembers samples is shared, as each of them has one client, and one that changes what is evaluated is the server's.
+    Its schedule is that of a run of its own over all rounds; an epoch's order is that of the plain run's epoch, of
+    which every client takes its own samples. So one client with all the data does what the plain run does. A last batch
+    of one sample is left out where the model has batch normalisation.
 
     Parameters
     ----------
@@ -89,16 +92,36 @@ class Clients:
                 )
         self.steps = [steps or epochs * count for count in self.per_epoch]
         self.total = len(run.dataset.train)
-        modules = (run.model, run.loss, run.risk)
-        # what is not trained and not a memory of every sample: averaged by the server
-        self.buffers = [b for m in modules for b in m.buffers() if not (b.dim() and b.shape[0] == self.total)]
+        parts = ((run.loss, Loss), (run.risk, Risk))
+        noting = [part for part, base in parts if type(part).observe is not base.observe]
+        self.memories = [b for part in noting for b in part.buffers() if b.dim() and b.shape[0] == self.total]
+        memories = set(map(id, self.memories))  # of every sample; what else is not trained the server averages
+        self.buffers = [b for m in (run.model, run.loss, run.risk) for b in m.buffers() if id(b) not in memories]
         named = run.hooks.named
         self.hooks = Hooks({n: h for n, h in named.items() if type(h).weights is Hook.weights and n != "federated"})
         self.user = {name: hook for name, hook in self.hooks.named.items() if name != "client"}
-        again = {n: h for n, h in self.user.items() if type(h).observe is Hook.observe}  # others remember samples
-        self.fresh = {name: copy.deepcopy(hook.state_dict()) for name, hook in again.items()}
+        self.shared = {n: h for n, h in self.user.items() if type(h).observe is not Hook.observe}  # remember samples
+        counting = {n: h for n, h in self.user.items() if type(h).state_dict is not Hook.state_dict}
+        self.fresh = {n: copy.deepcopy(h.state_dict()) for n, h in counting.items() if n not in self.shared}
+        self.states: dict[int, dict[str, dict]] = {}  # of a client's hooks, by name, after its last round
         self.seed_of_one = run.masks.seeds[0]
         self._ranks: dict[int, Tensor] = {}
+
+    def notices(self, nobodys: int) -> list[str]:
+        """What has no effect here. nobodys : training samples that no client has."""
+        lines, named = [], self.run.hooks.named
+        for name in [name for name in named if name not in self.hooks.named and name != "federated"]:
+            kind, methods = type(named[name]), ("batch", "loss", "observe", "gradient")
+            if silent := [method for method in methods if getattr(kind, method) is not getattr(Hook, method)]:
+                lines.append(
+                    f"hook={name} changes what is evaluated and so is the server's: clients do not call its "
+                    + " and ".join(silent)
+                )
+        if nobodys and (self.memories or self.shared):
+            lines.append(
+                f"{nobodys:,} samples belong to no client: what is remembered of every sample never has theirs"
+            )
+        return lines
 
     # ---- data
 
@@ -145,15 +168,11 @@ class Clients:
         start : (P,) the server's weights, and `buffers` its buffers. limit : only so many steps. Raises NonFinite, or
         Stopped after the present step.
         """
-        run, steps = self.run, self.steps[client]
+        run, steps, scale = self.run, self.steps[client], self.run.precision.scale
+        put_back = self._undoing()
         run.weights.copy_(start)
-        for own, value in zip(self.buffers, buffers, strict=True):
-            own.copy_(value)
+        self._begin_hooks(client, buffers)
         run.optimizer.state.clear()
-        for name, state in self.fresh.items():
-            if state:
-                self.user[name].load_state_dict(copy.deepcopy(state))
-                self.user[name].start(run)  # from these weights
         run.masks.seeds = [self.seed_of_one + (client << 32)]
         run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
         sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
@@ -165,9 +184,11 @@ class Clients:
             )
         try:
             for batch in self.batches(client, run.count, min(steps, limit or steps)):
+                skipped = scale.skipped if scale else 0
                 run.step(batch)
-                rate += run.optimizer.param_groups[0]["lr"]
-                taken += 1
+                if not scale or scale.skipped == skipped:
+                    rate += run.optimizer.param_groups[0]["lr"]
+                    taken += 1
                 if run.stop:
                     raise Stopped(run.stop)
             run.look()
@@ -180,6 +201,7 @@ class Clients:
             run.loss_sum.copy_(sums[0]), run.correct.copy_(sums[1])
             run.samples = sums[2]
             run.recent.clear()
+            put_back()
             raise
         finally:
             run.hooks = hooks
@@ -190,7 +212,41 @@ class Clients:
             *(torch.tensor([float(value)], dtype=torch.float64) for value in (len(self.rows[client]), taken, rate)),
             delta.unsqueeze(0),
             [buffer.unsqueeze(0).clone() for buffer in self.buffers],
+            [{name: copy.deepcopy(self.user[name].state_dict()) for name in self.fresh}] if self.fresh else [],
         )
+
+    def _begin_hooks(self, client: int, buffers: list[Tensor]) -> None:
+        """Put the server's buffers in place, and the client's hooks where its last round left them; in its first round
+        they begin from the server's weights and buffers, as they do in a run."""
+        run, own = self.run, self.states.get(client)
+        for name, state in self.fresh.items():
+            self.user[name].load_state_dict(copy.deepcopy(state))
+        for buffer, value in zip(self.buffers, buffers, strict=True):
+            buffer.copy_(value)
+        notices, run.notices = run.notices, []  # were said when the run began
+        for name in self.fresh:
+            self.user[name].start(run)
+            if own is not None:
+                self.user[name].load_state_dict(copy.deepcopy(own[name]))
+        run.notices = notices
+
+    def _undoing(self) -> Callable[[], None]:
+        """What undoes the steps of a client that does not end its round: what they changed for others, and for itself
+        when it trains once more. That is memories of samples, the loss scale and the global generators."""
+        run, memories = self.run, [memory.clone() for memory in self.memories]
+        shared = {name: copy.deepcopy(hook.state_dict()) for name, hook in self.shared.items()}
+        scale, random = run.precision.scale and run.precision.scale.state_dict(), checkpoint.random_states()
+
+        def put_back() -> None:
+            for memory, kept in zip(self.memories, memories, strict=True):
+                memory.copy_(kept)
+            for name, state in shared.items():
+                self.user[name].load_state_dict(state)
+            if scale:
+                run.precision.scale.load_state_dict(scale)
+            checkpoint.restore_random_states(random)
+
+        return put_back
 
     # ---- side by side
 
@@ -216,7 +272,7 @@ class Clients:
                 for method in ("batch", "observe", "gradient", "step", "loss")
                 if getattr(type(hook), method) is not getattr(Hook, method)
             }
-            if own & {"batch", "observe"} or (own & {"gradient", "step"} and not hook.replicas) or self.fresh.get(name):
+            if own & {"batch", "observe"} or (own & {"gradient", "step"} and not hook.replicas) or name in self.fresh:
                 return f"hook={name} is not made for replicas" if name in self.user else "the algorithm's own step"
             if "loss" in own and not hook.padding and self.uneven:
                 return f"hook={name} does not leave out the samples that fill up a smaller batch"
@@ -235,10 +291,10 @@ class Clients:
 
     def chunks(self, clients: list[int], size: int) -> list[list[int]]:
         """Parts of about equal length, of clients of similar size, largest first; where there are hooks of the user's,
-        which may count steps, clients of a part have equally many."""
-        found: dict[int, list[int]] = defaultdict(list)
+        which may count steps and epochs, clients of a part have equally many."""
+        found: dict[tuple, list[int]] = defaultdict(list)
         for client in sorted(clients, key=lambda client: (-self.steps[client], -self.kept[client], client)):
-            found[self.steps[client] if self.user else 0].append(client)
+            found[(self.steps[client], self.per_epoch[client]) if self.user else ()].append(client)
         parts = []
         for same in found.values():
             count = -(-len(same) // size)
@@ -251,6 +307,10 @@ class Clients:
         rows = [*clients, *[clients[-1]] * (len(crew.members) - len(clients))]  # rows too many repeat the last client
         counts = np.minimum([self.steps[client] for client in rows], limit or self.steps[clients[0]])
         positions = [(round_ * n, self.rounds * n, m) for n, m in ((self.steps[c], self.per_epoch[c]) for c in rows)]
+        seeds = [self.seed_of_one + (client << 32) for client in rows]
+        for member, seed in zip(crew.members, seeds, strict=True):
+            member.masks.seeds = [seed]
+        crew.masks.seeds = seeds
         crew.begin(start, buffers)
         ends, finals = crew.weights.data.clone(), [buffer.clone() for buffer in crew.rest]
         rates = np.zeros(len(rows))
@@ -328,7 +388,7 @@ class Clients:
             or run.precision.scale is not None
             or not isinstance(run.loader._train.base, Tensor)
             or any(type(p).observe is not base.observe for p, base in ((run.loss, Loss), (run.risk, Risk)))
-            or any(name not in self.fresh for name in self.user)
+            or self.shared
             or 2 * clients <= threads
         )
         return 1 if alone else min(threads, clients)
@@ -407,8 +467,7 @@ class Crew(Replicas):
     def __init__(self, clients: Clients, count: int):
         run = clients.run
         super().__init__([twin(run, clients.hooks) for _ in range(count)], loader=run.loader)
-        total = len(run.dataset.train)
-        self.rest = [self.values[n] for n, b in self.parts.named_buffers() if not (b.dim() and b.shape[0] == total)]
+        self.rest = [self.values[name] for name, _ in self.parts.named_buffers()]  # nothing here remembers samples
 
     def begin(self, start: Tensor, buffers: list[Tensor]) -> None:
         self.weights.data.copy_(start)

@@ -34,10 +34,14 @@ class FedAvg(Federated):
 
     SGD with lr 1 is the plain average of the clients' weights. Local training is the run's own step: any loss,
     optimizer, sharpness method, hook and precision; a hook that changes what is evaluated, such as an average of
-    weights, is the server's, once a round. Clients start every round with a fresh optimizer and fresh hook
-    states, and their schedule covers all rounds. Running statistics of the model are averaged with p_k, memories that
-    a loss keeps of every sample stay with the sample's client. A client whose loss or weights are not finite is
-    refused: it is said and recorded, and the round goes on without it.
+    weights, is the server's, once a round. Clients start every round with a fresh optimizer, and their schedule covers
+    all rounds. What their hooks count and remember (the gradients and formats of AdaPT, the signs of GAQAT, the average
+    of MESA) is every client's own and goes on from one of its rounds to the next, so that what takes a number of steps
+    is reached over rounds; that state is held for all clients that have taken part, and is in the checkpoint. Running
+    statistics of the model are averaged with p_k, memories that a loss keeps of every sample stay with the sample's
+    client. What losses and hooks know of the data set, such as class counts, is of the whole training split. A client
+    whose loss or weights are not finite is refused: it is said and recorded, the round goes on without it, and what it
+    remembers is as before.
 
     `train.epochs` and `train.steps` do not apply: a round counts as one step and one epoch of the record, and
     `train.batch_size` is a client's. Every line of the record adds the norm of d, the divergence
@@ -165,6 +169,7 @@ class FedAvg(Federated):
         self.plan = [self._draw(round_, drawn) for round_ in range(self.rounds)]
         self.buffers = [buffer.clone() for buffer in self.clients.buffers]
         self.begin_round()
+        run.notices += self.clients.notices(nobodys=int((self.partition.owner < 0).sum()))
         run.steps, run.steps_per_epoch, run.unit = self.rounds, 1, "round"
 
     def _draw(self, round_: int, drawn: int) -> tuple[list[int], list[int]]:
@@ -238,6 +243,7 @@ class FedAvg(Federated):
             for updates, clients in self._answers(trainer, present, round_, list(self.answered)):
                 if updates is not None and updates.clients:
                     self.collect(updates)
+                    self.clients.states |= zip(updates.clients, updates.states)
                 well = [] if updates is None else updates.clients
                 for client in clients:
                     if client not in well:
@@ -310,7 +316,7 @@ class FedAvg(Federated):
         for i, chunk in enumerate(chunks):
             if self.cores > 1 and self.pace is not None and self.pace * steps(chunks[i:]) > FORK:
                 for done, (loss_sum, correct, samples, lr) in spread(
-                    apart, chunks[i:], min(self.cores, len(chunks) - i), look
+                    apart, chunks[i:], min(self.cores, len(chunks) - i), look, trainer.tell
                 ):
                     trainer.loss_sum += loss_sum
                     trainer.correct += correct
@@ -365,6 +371,7 @@ class FedAvg(Federated):
             "size": self.size,
             "answered": self.answered,
             "refused": self.refused,
+            "clients": self.clients.states,
             "round": {name: getattr(self, name) for name in self.STATE},
         }
 
@@ -373,6 +380,7 @@ class FedAvg(Federated):
         self.buffers = [value.to(own.device) for own, value in zip(self.buffers, state["buffers"], strict=True)]
         self.server.load_state_dict(state["server"])
         self.size, self.answered, self.refused = state["size"], list(state["answered"]), list(state["refused"])
+        self.clients.states = dict(state["clients"])
         for name, value in state["round"].items():
             setattr(self, name, _where(getattr(self, name), value))
 

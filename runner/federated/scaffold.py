@@ -20,7 +20,9 @@ class Scaffold(FedAvg):
     rates, which with momentum m is about 1 / (1 - m) times an average gradient; so the correction -lr * (c - c_k) is
     applied after the optimizer's step, in the same unit, and not to the gradient, where momentum would multiply it once
     more. The public code of NIID-Bench (Li et al. 2022, arXiv:2102.02079) does so too; for plain SGD the two are one.
-    The paper averages with p_k = 1 / K, this option's default; NIID-Bench by samples.
+    The paper averages with p_k = 1 / K, this option's default; NIID-Bench by samples. S counts the steps that were
+    taken: neither those that fp16 skipped nor, for this sum, those of a learning rate of 0; a client without any keeps
+    its c_k.
 
     Parameters
     ----------
@@ -46,6 +48,8 @@ class Scaffold(FedAvg):
     def collect(self, updates: Updates) -> None:
         super().collect(updates)
         for client, rate, delta in zip(updates.clients, updates.rates.tolist(), updates.delta, strict=True):
+            if rate <= 0:
+                continue
             own = -self.c - delta / rate
             self.news[client] = own + self.own[client] if client in self.own else own
 

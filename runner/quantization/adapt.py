@@ -88,6 +88,10 @@ class AdaPT(Transform, Hook):
 
     In evaluation weights are rounded to nearest; in the code they are what the last update drew.
 
+    In a federation sums, lookbacks, resolutions and formats are each client's own and go on over its rounds, so that a
+    format is lowered and raised after as many of the client's own steps as by one machine. A client begins its first
+    round with the server's formats, which are the clients' averages, rounded, and what is evaluated.
+
     Parameters
     ----------
     word, fraction : WL and FL at the start. Default 8 and 4.
@@ -140,6 +144,10 @@ class AdaPT(Transform, Hook):
 
     def start(self, run) -> None:
         self.layers: dict[str, dict] = {}  # by the weight's name: the sum of gradients, their number, l and r
+        self.device = run.device
+        self.formats = {
+            name: module for name, module in run.model.named_modules() if isinstance(module, FixedPoint)
+        }  # of the model that is trained, whose buffers they are
 
     def gradient(self, run) -> None:
         grads, layers = dict(run.weights.views(run.weights.grad)), self._quantized(run)
@@ -180,10 +188,16 @@ class AdaPT(Transform, Hook):
         return [(name, layer) for name, layer in layers if isinstance(layer, Quantized) and layer.quantizing]
 
     def state_dict(self) -> dict:
-        return {"layers": {name: {**seen, "sum": seen["sum"].clone()} for name, seen in self.layers.items()}}
+        formats = {name: [int(one.word), int(one.fraction)] for name, one in self.formats.items()}
+        layers = {name: {**seen, "sum": seen["sum"].clone()} for name, seen in self.layers.items()}
+        return {"layers": layers, "formats": formats}
 
     def load_state_dict(self, state: dict) -> None:
-        self.layers = {name: {**seen, "sum": seen["sum"].clone()} for name, seen in state["layers"].items()}
+        self.layers = {
+            name: {**seen, "sum": seen["sum"].to(self.device, copy=True)} for name, seen in state["layers"].items()
+        }
+        for name, (word, fraction) in state["formats"].items():
+            self.formats[name].word.fill_(word), self.formats[name].fraction.fill_(fraction)
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

@@ -132,13 +132,21 @@ class BiPer(Transform, Hook):
         layers = now_quantized(run.model)
         return self.penalty * sum(layer.quantize_w.wave(layer.weight).square().mean() for layer in layers)
 
+    def before(self, run) -> None:
+        """Of a client too, whose buffers were the server's."""
+        self.enter(run.model, run.count >= self.first * run.steps)
+
     def step(self, run) -> None:
         second = torch.as_tensor(run.count + 1 >= self.first * run.steps).tolist()
         members = getattr(run, "members", [run])
         for member, over in zip(members, second if isinstance(second, list) else [second] * len(members), strict=True):
-            for module in member.model.modules():
-                if isinstance(module, Weights):
-                    module.stage.fill_(1 + over)
+            self.enter(member.model, over)
+
+    @staticmethod
+    def enter(model: nn.Module, second: bool) -> None:
+        for module in model.modules():
+            if isinstance(module, Weights):
+                module.stage.fill_(1 + second)
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

@@ -198,7 +198,8 @@ class EQNet(Transform, Hook):
       at the end.
 
     L is what the run minimises: the mixture is made sample by sample before the risk, and penalties of hooks count in
-    every pass. A sharpness method perturbs the sum of all. Draws depend on the seed and the step alone. With one width
+    every pass. A sharpness method perturbs the sum of all. Draws depend on the seed and the step alone, and
+    in a federation on the client. With one width
     there is one pass. The training loss that is recorded is the sum above and the training accuracy the largest
     sub-network's; what is evaluated, deployed and saved as best goes by the deployed width. `widths` in result.json has
     the measures at every width.
@@ -313,7 +314,6 @@ class EQNet(Transform, Hook):
             raise ValueError(
                 f"quantization.guidance is for classes, and the targets are {run.dataset.task}; set it to 0"
             )
-        self.seed = run.masks.seeds[0]
         if not isinstance(run.sharpness, SubNetworks):  # a federation starts its hooks anew for every client
             kind = type(run.sharpness)
             run.sharpness.__class__ = type(kind.__name__, (SubNetworks, kind), {})
@@ -324,7 +324,7 @@ class EQNet(Transform, Hook):
 
     def before(self, run) -> None:
         random, quantizers = max(self.passes - 2, 0), elastic(run.model)
-        generator = keyed.generator(self.seed, "eq_net", run.count)
+        generator = keyed.generator(run.masks.seeds[0], "eq_net", run.count)
         for quantizer, drawn in zip(quantizers, generator.integers(len(self.bits), size=(len(quantizers), random))):
             quantizer.plan[1 : 1 + random] = torch.from_numpy(drawn)
 

@@ -54,7 +54,8 @@ class GAQAT(LSQ, Hook):
     say so and one quotes it; one says that the smooth one is). Not settled: the values of K and of the threshold, so
     that both defaults are guesses, whether a step size that is not frozen gets the sum (as in SAGM, which the paper
     builds on; so here) or the perturbed gradient alone, as weights do under SAM, and whether parts of the network are
-    exempt. With one pass a step, sharpness=none, this is LSQ.
+    exempt. With one pass a step, sharpness=none, this is LSQ. In a federation signs, disorder and what is frozen are
+    each client's own and go on over its rounds: a period is so many of the client's updates.
 
     Parameters
     ----------

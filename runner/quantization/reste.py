@@ -119,14 +119,12 @@ class ReSTE(Transform, Hook):
         weights = Weights(target.layer.weight, self.threshold)
         return weights, Float() if self.inputs == "float" else Inputs(x, self.threshold, target.signed)
 
-    def step(self, run) -> None:
-        epoch, position = divmod(run.count + 1, run.steps_per_epoch)
-        if position == 0:
-            epochs = math.ceil(run.steps / run.steps_per_epoch)
-            o = 1 + (1 - math.cos(math.pi * epoch / (2 * epochs))) * (self.o_end - 1)
-            for module in run.model.modules():
-                if isinstance(module, Binary):
-                    module.o.fill_(o)
+    def before(self, run) -> None:
+        epochs = math.ceil(run.steps / run.steps_per_epoch)
+        o = 1 + (1 - math.cos(math.pi * (run.count // run.steps_per_epoch) / (2 * epochs))) * (self.o_end - 1)
+        for module in run.model.modules():
+            if isinstance(module, Binary):
+                module.o.fill_(o)
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

@@ -233,7 +233,7 @@ def _job(cfg) -> float | None:
     from omegaconf import OmegaConf
 
     from runner.compose import resolved
-    from runner.config import check_all, folder
+    from runner.config import check_all, folder, refuse_typed
     from runner.sweep.objective import objective, searchable, searches
 
     hydra_config = HydraConfig.get()
@@ -241,6 +241,8 @@ def _job(cfg) -> float | None:
     try:
         config = resolved(cfg, OmegaConf.to_container(hydra_config.runtime.choices))
         check_all(config)
+        if hydra_config.mode.name == "RUN":
+            refuse_typed(config, OmegaConf.to_container(hydra_config.overrides.task))
         if search:
             searchable(config)
     except ConfigError as error:

@@ -16,7 +16,7 @@ from math import inf, isfinite
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from runner.blame import blame, source
-from runner.schema import Range, beyond
+from runner.schema import Range, When, beyond
 
 CONTEXT = {"shape", "bounds", "classes", "samples", "class_counts", "bag", "features"}  # of the data and the model
 CONTEXT |= {"data_dir", "cache_dir", "seed", "params"}
@@ -229,6 +229,23 @@ def check(node: dict, where: str, target: Any = None) -> None:
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in node and name not in CONTEXT:
             raise ConfigError(f"{where}.{name} is missing")
+
+
+def idle(node: dict, where: str, target: Any, typed: Iterable[str]) -> dict[str, str]:
+    """Of the keys `<where>.<name>` that were typed those that do nothing beside the others of their node, and why: what
+    their parameters say with `When`. The node has been checked."""
+    found, known = {}, parameters(target)[0]
+    for key in typed:
+        parameter = known.get(key.removeprefix(f"{where}."))
+        needs = [extra for extra in get_args(parameter.annotation) if isinstance(extra, When)] if parameter else []
+        if not key.startswith(f"{where}.") or not needs:
+            continue
+        beside = {need.key: node.get(need.key, known[need.key].default) for need in needs}
+        if not any(need.acts(beside[need.key]) for need in needs):
+            wanted = " or ".join(f"{where}.{need.key} {need}" for need in needs)
+            has = ", ".join(f"{where}.{name}={short(value)}" for name, value in beside.items())
+            found[key] = f"{key} does nothing here: it acts where {wanted}, and here {has}"
+    return found
 
 
 def build(node: dict, where: str, **context: Any) -> Any:

@@ -4,13 +4,14 @@ import hashlib
 import json
 import re
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from runner.build import ConfigError, check, fits, locate, misfit, settled, short
+from runner.build import ConfigError, check, fits, idle, locate, misfit, settled, short
 from runner.listing import GROUPS, MANY
-from runner.schema import Count, Natural, Positive
+from runner.schema import Count, Natural, Positive, When
 
 LISTS = MANY
 SINGLES = tuple(group for group in GROUPS if group not in LISTS)  # groups of which one option is chosen
@@ -32,7 +33,7 @@ class Train:
     save_minutes : minutes between saves within an epoch; the end of every epoch saves too.
     """
 
-    epochs: Count = 20
+    epochs: Annotated[Count, When("steps", None)] = 20
     steps: Count | None = None
     batch_size: Count = 64
     accumulate: Count = 1
@@ -57,7 +58,7 @@ class Sweep:
     """
 
     jobs: Literal["auto"] | Count = "auto"
-    jobs_per_gpu: Count = 1
+    jobs_per_gpu: Annotated[Count, When("jobs", "auto")] = 1
     pack: Literal["auto", "off", False] | Count = "auto"  # False: what `off` is in YAML and in Python
     on_error: Literal["continue", "stop"] = "continue"
 
@@ -126,6 +127,63 @@ def checked(node: dict, group: str, where: str) -> None:
     target = locate(node["_target_"], where)
     fits(group, target, where)
     check(node, where, target)
+
+
+def without_effect(config: dict, overrides: list[str]) -> dict[str, str]:
+    """Of the keys that were typed those that do nothing in this run, as another one silences them: key -> why.
+
+    config : checked. A part of the run that takes no notice of others' keys has them as `silences`.
+    """
+    typed = [key for word in overrides for key in _keys(word)]
+    nodes = [(group, config[group]) for group in SINGLES]
+    nodes += [(f"{group}.{option}", node) for group in LISTS for option, node in config[group].items()]
+    found = {}
+    for key, schema in (("train", Train), ("sweep", Sweep)):
+        found |= idle(config[key], key, schema, typed)
+    for where, node in nodes:
+        target = locate(node["_target_"], where)
+        found |= idle(node, where, target, typed) if any(key.startswith(f"{where}.") for key in typed) else {}
+        choice = config["choices"].get(where)
+        found |= {
+            key: f"{key} does nothing with {where}={choice}: {why}"
+            for key, why in getattr(target, "silences", {}).items()
+            if key in typed
+        }
+    return found
+
+
+def refuse_idle(cells: Iterable[tuple[dict, list[str]]]) -> None:
+    """ConfigError where a typed key does nothing in any of the (config, overrides) of one command's sweep.
+
+    A run alone refuses what `refuse_typed` does, and says the others as notices: it may be a cell of a sweep in which
+    they act elsewhere, and is the same run then.
+    """
+    found: dict[str, str] | None = None
+    for config, overrides in cells:
+        here = without_effect(config, overrides)
+        found = here if found is None else {key: why for key, why in found.items() if key in here}
+        if not found:
+            return
+    for why in (found or {}).values():
+        raise ConfigError(why)
+
+
+def refuse_typed(config: dict, overrides: list[str]) -> None:
+    """The same of a run alone."""
+    typed = [key for word in overrides for key in _keys(word)]
+    for why in idle(config["train"], "train", Train, typed).values():
+        raise ConfigError(why)
+
+
+def _keys(word: str) -> list[str]:
+    """The keys that an override sets."""
+    key, _, value = word.lstrip("+").partition("=")
+    if not value.startswith("{") or key in SINGLES:
+        return [key]
+    from runner.words import parse
+
+    found = parse(word).value()
+    return [f"{key}.{name}" for name in found] if isinstance(found, dict) else [key]
 
 
 def identity(config: dict) -> str:

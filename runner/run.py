@@ -17,7 +17,7 @@ import torch
 from runner import checkpoint, distributed, keyed
 from runner.batch import Batch, Output
 from runner.build import ConfigError, build, locate
-from runner.config import LISTS, SINGLES, Train, folder, identity
+from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
 from runner.dataset import Dataset
 from runner.dataset.loader import Loader
 from runner.dropout import Masks
@@ -82,6 +82,7 @@ class Job:
         self.record = Record(self.folder, loggers) if distributed.rank == 0 else Elsewhere(self.folder)
         built = assemble(config, train, device, self.record)
         self.trainer, self.federated, self.transform, self.calibration = built
+        self.trainer.notices += without_effect(config, overrides).values()
 
     @contextmanager
     def locked(self):

@@ -11,9 +11,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner import keyed
 from runner.dataset import check, damage
-from runner.schema import Count, Fraction, Natural, Range
+from runner.schema import Count, Fraction, Natural, Range, When
 
 Ratio = Annotated[float, Range(1)]
+DRAWN = [When("noise", "none", but=True), When("subset", None, but=True), When("imbalance", 1, but=True)]
+DamageSeed = Annotated[Natural | None, *DRAWN]
 
 
 class Images(Protocol):
@@ -149,10 +151,10 @@ class Dataset:
         subset: Count | None = None,
         noise: Literal["none", "symmetric", "symmetric_other", "pair", "asymmetric"] = "none",
         noise_rate: Fraction = 0.0,
-        asymmetric: dict[int, int] | None = None,
+        asymmetric: Annotated[dict[int, int] | None, When("noise", "asymmetric")] = None,
         imbalance: Ratio = 1.0,
         bag_size: Count = 1,
-        damage_seed: Natural | None = None,
+        damage_seed: DamageSeed = None,
         seed: int = 0,
     ):
         if noise == "none" and noise_rate > 0:
@@ -167,6 +169,8 @@ class Dataset:
         self.val_fraction, self.subset, self.imbalance, self.bag_size = val, subset, imbalance, bag_size
         self.noise, self.noise_rate, self.asymmetric = noise, noise_rate, asymmetric
         self.notices: list[str] = []
+        if noise != "none" and noise_rate == 0:
+            self.notices.append(f"dataset.noise={noise} changes no label, as dataset.noise_rate is 0")
         self.seed = seed
         self.damage_seed = seed if damage_seed is None else damage_seed
 

@@ -6,8 +6,12 @@ from runner.hook import Hook
 class Federated(Hook):
     """Base of every federated algorithm; `federated=none` is plain training.
 
+    silences : keys of the run that it takes no notice of, and what to set instead.
+
     As a hook it is started with the run, before anything is written, and its state is in the run's checkpoint.
     """
+
+    silences: dict[str, str] = {}
 
     def among(self, hooks: dict[str, Hook]) -> dict[str, Hook]:
         """The run's own hooks, and what an algorithm adds to them: first what it does in a client's steps, and last

@@ -19,7 +19,7 @@ from runner.federated.partition import Kind, Partition, levels, make
 from runner.hook import Hook
 from runner.record import Stopped, write_json
 from runner.replicas import Unpackable
-from runner.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range
+from runner.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range, When
 from runner.trainer import Trainer
 
 FORK = 0.3  # seconds of one core's work from which on processes for it pay
@@ -74,12 +74,12 @@ class FedAvg(Federated):
         clients: Count = 10,
         rounds: Count = 10,
         participation: Annotated[float, Range(0, 1, open_low=True)] = 1.0,
-        local_epochs: Count = 1,
+        local_epochs: Annotated[Count, When("local_steps", None)] = 1,
         local_steps: Count | None = None,
         partition: Kind = "iid",
-        alpha: Positive = 0.5,
-        labels: Count = 2,
-        sigma: NonNegative = 0.1,
+        alpha: Annotated[Positive, When("partition", "dirichlet", "dirichlet_clients", "quantity")] = 0.5,
+        labels: Annotated[Count, When("partition", "labels")] = 2,
+        sigma: Annotated[NonNegative, When("partition", "noise")] = 0.1,
         minimum: Count = 10,
         partition_seed: Natural | None = None,
         weighting: Literal["samples", "uniform"] = "samples",
@@ -99,6 +99,8 @@ class FedAvg(Federated):
         (self.weights,) = server.param_groups[0]["params"]  # (P,) the global model
         self.answered: list[int] = []  # clients of the round in progress whose answer is in, or will never be
         self.refused: list[int] = []
+
+    silences = dict.fromkeys(("train.epochs", "train.steps"), "set federated.rounds, local_epochs or local_steps")
 
     # ---- what an algorithm changes
 

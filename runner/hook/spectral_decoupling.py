@@ -1,11 +1,13 @@
 """Spectral decoupling."""
 
+from typing import Annotated
+
 from torch import Tensor
 
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.loss import wide
-from runner.schema import Natural, NonNegative, Positive
+from runner.schema import Natural, NonNegative, Positive, When
 from runner.weights import column
 
 
@@ -43,7 +45,7 @@ class SpectralDecoupling(Hook):
         self,
         coefficient: NonNegative = 0.1,
         delay: Natural = 0,
-        before: NonNegative = 0.0,
+        before: Annotated[NonNegative, When("delay", 0, but=True)] = 0.0,
         scale: Positive = 1.0,
     ):
         self.coefficient, self.delay, self.before, self.scale = coefficient, delay, before, scale

@@ -1,13 +1,13 @@
 """AnyLoss: a metric of the confusion matrix as a loss."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from runner.batch import Batch, Output
 from runner.loss import Loss, soft_targets, wide
-from runner.schema import Natural, Positive
+from runner.schema import Natural, Positive, When
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class AnyLoss(Loss):
         self,
         metric: Literal["accuracy", "f_beta", "g_mean", "balanced_accuracy"] = "f_beta",
         L: Positive = 73.0,
-        beta: Positive = 1.0,
+        beta: Annotated[Positive, When("metric", "f_beta")] = 1.0,
         positive: Natural = 1,
         *,
         classes: int,

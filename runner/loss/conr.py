@@ -1,12 +1,14 @@
 """Contrastive regulariser for imbalanced regression."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from runner.batch import Batch, Output
 from runner.loss import Loss, wide
-from runner.schema import NonNegative, Positive
+from runner.schema import NonNegative, Positive, When
 
 
 class ConR(Loss):
@@ -41,9 +43,9 @@ class ConR(Loss):
     def __init__(
         self,
         beta: NonNegative = 4.0,
-        window: NonNegative = 1.0,
-        temperature: Positive = 0.07,
-        e: NonNegative = 0.01,
+        window: Annotated[NonNegative, When("beta", 0, but=True)] = 1.0,
+        temperature: Annotated[Positive, When("beta", 0, but=True)] = 0.07,
+        e: Annotated[NonNegative, When("beta", 0, but=True)] = 0.01,
     ):
         super().__init__()
         self.beta = beta

@@ -1,6 +1,6 @@
 """ElasticFace."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from runner.batch import Batch, Output
 from runner.dropout import Masks, uniform
 from runner.loss import Loss, soft_targets, wide
 from runner.loss.cosine import Cosines, margin_entropy
-from runner.schema import NonNegative, Positive
+from runner.schema import NonNegative, Positive, When
 
 EDGE = 1e-6  # cosines stay off -1 and 1, where acos has an infinite slope
 
@@ -51,7 +51,7 @@ class ElasticFace(Loss):
         m: NonNegative = 0.5,
         sigma: NonNegative = 0.05,
         s: Positive = 64.0,
-        plus: bool = False,
+        plus: Annotated[bool, When("sigma", 0, but=True)] = False,
         *,
         classes: int,
         features: int,

@@ -1,9 +1,11 @@
 """Adam and AdamW."""
 
+from typing import Annotated
+
 import torch
 
 from runner.optim import addcdiv_, addcmul_, given, plus
-from runner.schema import NonNegative, OpenFraction, Positive
+from runner.schema import NonNegative, OpenFraction, Positive, When
 from runner.weights import column
 
 
@@ -30,7 +32,7 @@ class Adam(torch.optim.Optimizer):
         betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999),
         eps: Positive = 1e-8,
         weight_decay: NonNegative = 0.0,
-        decoupled: bool = False,
+        decoupled: Annotated[bool, When("weight_decay", 0, but=True)] = False,
         bias_correction: bool = True,
         v0: NonNegative = 0.0,
     ):

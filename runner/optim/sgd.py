@@ -1,9 +1,11 @@
 """Stochastic gradient descent with momentum."""
 
+from typing import Annotated
+
 import torch
 
 from runner.optim import add_, given, plus
-from runner.schema import NonNegative, OpenFraction
+from runner.schema import NonNegative, OpenFraction, When
 from runner.weights import column
 
 
@@ -31,7 +33,7 @@ class SGD(torch.optim.Optimizer):
         lr: NonNegative,
         momentum: OpenFraction = 0.0,
         weight_decay: NonNegative = 0.0,
-        dampening: OpenFraction = 0.0,
+        dampening: Annotated[OpenFraction, When("momentum", 0, but=True)] = 0.0,
         nesterov: bool = False,
     ):
         if nesterov and (momentum == 0 or dampening != 0):

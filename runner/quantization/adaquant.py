@@ -16,7 +16,7 @@ from runner.quantization.deploy import PART, seen, uses
 from runner.quantization.fake import FULL, QUANTIZED, Percent, Ranges, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.ptq import PTQ, settled
-from runner.schema import Count, Natural, Positive, Range
+from runner.schema import Count, Natural, Positive, Range, When
 
 BASE = 8  # bits of the network in which one layer at a time gets fewer
 LEAST = 1e-6  # the smallest increase of the loss that counts
@@ -94,16 +94,16 @@ class AdaQuant(PTQ):
 
     def __init__(
         self,
-        bits: Several = 4,
+        bits: Annotated[Several, When("budget", None)] = 4,
         inputs: Literal["same", "float"] | Several = "same",
         ends: Literal["float", "same"] | Several = 8,
         channels: bool = True,
         affine: bool = True,
         range: Ranges = "mse",
-        percentile: Percent = 99.9,
+        percentile: Annotated[Percent, When("range", "percentile")] = 99.9,
         budget: Share | None = None,
-        of: Literal["size", "bit_operations"] = "size",
-        candidates: list[Several] = [2, 3, 4, 5, 6, 7, 8],  # noqa: B006 (only read)
+        of: Annotated[Literal["size", "bit_operations"], When("budget", None, but=True)] = "size",
+        candidates: Annotated[list[Several], When("budget", None, but=True)] = [2, 3, 4, 5, 6, 7, 8],  # noqa: B006 (only read)
         steps: Natural = 1000,
         lr: Positive = 1e-5,
         lr_bias: Positive = 1e-3,
@@ -113,7 +113,7 @@ class AdaQuant(PTQ):
         sequential: bool = True,
         norms: bool = True,
         tune: Natural = 800,
-        lr_tune: Positive = 0.1,
+        lr_tune: Annotated[Positive, When("tune", 0, but=True)] = 0.1,
         calibration: Annotated[int, Range(2)] = 1024,  # one sample has no variance
     ):
         super().__init__(bits, inputs, ends, channels, affine, range, percentile, calibration)

@@ -11,7 +11,7 @@ from runner.quantization.deploy import Stored, layers, seen
 from runner.quantization.fake import Codes, Percent, Ranges, targets
 from runner.quantization.fold import consumers
 from runner.quantization.ptq import PTQ, output
-from runner.schema import Count, Fraction, NonNegative, Positive, Range
+from runner.schema import Count, Fraction, NonNegative, Positive, Range, When
 
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched by them, so that it reaches 0 and 1
 HIGH, LOW = 20.0, 2.0  # beta, at the start and at the end
@@ -91,7 +91,7 @@ class AdaRound(PTQ):
         channels: bool = False,
         affine: bool = False,
         range: Ranges = "mse",
-        percentile: Percent = 99.9,
+        percentile: Annotated[Percent, When("range", "percentile")] = 99.9,
         steps: Count = 10000,
         lr: Positive = 1e-3,
         weight: NonNegative = 0.01,

@@ -1,13 +1,13 @@
 """Learned step size quantization."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
 from runner.batch import Batch
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import FULL, Bits, Ends, Float, Percent, Quantizer, Ranges, Target, attach
-from runner.schema import Count
+from runner.schema import Count, When
 
 
 class LSQ(Transform):
@@ -48,7 +48,7 @@ class LSQ(Transform):
         affine: bool = False,
         learned: bool = True,
         range: Ranges = "lsq",
-        percentile: Percent = 99.9,
+        percentile: Annotated[Percent, When("range", "percentile")] = 99.9,
         begin: Begin = 0.0,
         calibration: Count = 128,
     ):

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from runner.batch import Batch
 from runner.quantization.fake import Bits, Ends, Percent, Ranges, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
-from runner.schema import Count
+from runner.schema import Count, When
 
 SAMPLES = 256  # on which the range of inputs by MSE is searched
 
@@ -53,7 +53,7 @@ class PTQ(LSQ):
         channels: bool = False,
         affine: bool = False,
         range: Ranges = "mse",
-        percentile: Percent = 99.9,
+        percentile: Annotated[Percent, When("range", "percentile")] = 99.9,
         calibration: Count = 1024,
     ):
         super().__init__(

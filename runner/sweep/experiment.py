@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runner.build import ConfigError, check, suggest
-from runner.config import APART, APART_TRAIN, Sweep, identity
+from runner.config import APART, APART_TRAIN, Sweep, identity, refuse_idle
 from runner.listing import title
 from runner.record import read_json
 from runner.schema import Count, Natural, NonNegative
@@ -308,6 +308,7 @@ class Plan:
         path, self.experiment = load(self.name, folders)
         self.title = f"{title(path) or self.name} ({self.name})"
         self.cells = self.compose(self.typed, self.experiment.seeds)
+        refuse_idle((cell.config, self.typed) for cells in self.cells.values() for cell in cells.values())
         self.chosen = choose(seeds[-1], self.experiment.seeds) if seeds else self.experiment.seeds
         several = len({tuple(column.overrides) for column in self.experiment.columns.values()}) > 1
         for (row, column), cells in self.cells.items():

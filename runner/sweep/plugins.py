@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.build import ConfigError
-from runner.config import Sweep
+from runner.config import Sweep, refuse_idle
 from runner.sweep import cells as ends
 from runner.sweep import objective, pool
 from runner.sweep.cells import Cell, Composer
@@ -94,6 +94,7 @@ class Checked(Sweeper):
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         compose = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides))
         cells = ends.distinct(composed(compose, cell) for cell in BasicSweeper.split_arguments(overrides, None)[0])
+        refuse_idle((cell.config, cell.overrides) for cell in cells)
         if not cells:
             raise ConfigError("the sweep has no runs: one of its ranges is empty")
         place = Path(self.config.hydra.sweep.dir).expanduser().absolute()

@@ -1,5 +1,10 @@
-"""Dropout whose masks are keyed like all randomness: the same alone, side by side with other runs, and resumed."""
+"""Dropout whose masks are keyed like all randomness: the same alone, side by side with other runs, and resumed; and
+what makes every pass of a step draw the same numbers, whoever draws them."""
 
+import random
+from collections.abc import Iterable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +14,9 @@ from runner import distributed, keyed
 class Masks:
     """The random numbers of a run's dropout layers, for one replica or K.
 
-    A layer's mask depends on (seed, layer, step, number of the forward pass within the step), and on the process where
-    there are several. The engine sets the last two: `step`, and `forwards`, which counts micro-batches and passes.
+    A layer's mask depends on (seed, layer, step, number of the micro-batch within the step), and on the process where
+    there are several. The engine sets the last two: `step`, and `forwards`, which counts the micro-batches of a pass;
+    every pass of a step counts them from where the first did, so that all have the same masks.
     """
 
     def __init__(self, seeds: list[int]):
@@ -33,6 +39,36 @@ class Masks:
         seed = keyed.generator(self.seeds[k], f"dropout {layer}", *key).integers(2**63)
         generator = torch.Generator(like.device).manual_seed(int(seed))
         return torch.rand(like.shape, generator=generator, device=like.device)
+
+
+class Draws:
+    """Where a run's random numbers stand: the masks' count of forwards, and the global generators, of which layers of
+    torch and third-party code draw. A step's later passes go back to where its first one began: all of them are passes
+    of one random function, as in the code of SAM's authors, whose two passes share one key.
+
+    Numpy's and Python's generators, whose states take long to read beside a small step, are kept where some part is
+    neither torch's nor this package's.
+    """
+
+    def __init__(self, masks: Masks, device: torch.device, parts: Iterable[object]):
+        self.masks = masks
+        self.generators = [torch.default_generator]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self.generators.append(torch.cuda.default_generators[index])
+        self.foreign = any(type(part).__module__.partition(".")[0] not in ("torch", "runner") for part in parts)
+
+    def where(self) -> tuple:
+        others = (np.random.get_state(), random.getstate()) if self.foreign else None
+        return self.masks.forwards, [generator.get_state() for generator in self.generators], others
+
+    def go(self, place: tuple) -> None:
+        """To a place that `where` gave."""
+        self.masks.forwards, states, others = place
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+        if others is not None:
+            np.random.set_state(others[0]), random.setstate(others[1])
 
 
 class Dropout(nn.Module):

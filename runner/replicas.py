@@ -491,8 +491,8 @@ class StackedHooks(Hooks):
             raise Unpackable("a hook leaves batches of different sizes")
         return Batch.stack(changed)
 
-    def gradient(self, run: Trainer) -> None:
-        self._each("gradient")
+    def gradient(self, run: Trainer, note: bool = True) -> None:
+        self._each("gradient")  # once a step, by optimizers that work on replicas
 
     def step(self, run: Trainer) -> None:
         self._each("step")

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 
 from runner import checkpoint, diagnose, distributed
 from runner.batch import Batch, Output, Pass
+from runner.closure import Asked, Closure
 from runner.config import Train
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
-from runner.dropout import Masks
+from runner.dropout import Draws, Masks
 from runner.hook import Hooks
 from runner.loss import Loss
 from runner.measure import measures
@@ -24,69 +24,10 @@ from runner.record import Record, Stopped
 from runner.risk import Risk, attended
 from runner.schedule import Schedule
 from runner.sharpness import Sharpness
-from runner.weights import Weights, column
+from runner.weights import Weights
 
 SAVE_EVERY, SAVE_SHARE = 1.0, 0.05  # short epochs: so many seconds between saves, which take this share of the time
 CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where a look waits for the device
-
-
-class Closure:
-    """Passes over one batch for a sharpness method: see `runner.sharpness.Closure`.
-
-    Every pass after the first leaves the statistics of normalisation layers alone, so that they see the batch once and
-    at w. With `alone` the gradient is the mean over this batch on this device; otherwise it is this batch's part of
-    the mean over the step's whole batch, summed over devices.
-
-    Quantization that needs passes of its own may ask for more: guide is for `Batch.guide`, of the samples of this pass,
-    and live says whether normalisation layers take its statistics.
-    """
-
-    def __init__(self, run: "Trainer", batch: Batch, alone: bool):
-        self.run, self.batch, self.alone = run, batch, alone
-        self.passes = 0
-
-    def __call__(
-        self,
-        mask: Tensor | None = None,
-        create_graph: bool = False,
-        below: float | Tensor | None = None,
-        guide: Tensor | None = None,
-        live: bool | None = None,
-    ) -> Pass:
-        run, weights, scale = self.run, self.run.weights, self.run.precision.scale
-        batch = self.batch if mask is None else self.batch.select(mask)
-        if below is not None:
-            ones = weights.data.new_ones(batch.x.shape[: 1 + batch.lead])
-            batch = replace(batch, limit=ones * column(below, ones))
-        if guide is not None:
-            batch = replace(batch, guide=guide)
-        share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
-        outs, total, grad = [], 0.0, None
-        with run.statistics(live=self.passes == 0 if live is None else live):
-            for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
-                loss, out = run.objective(micro)
-                run.masks.forwards += 1
-                if (part := share * len(micro) / len(batch)) != 1:
-                    loss = loss * part
-                parts = torch.autograd.grad(
-                    run.precision.up(loss), weights.parameters, run.ones, create_graph=create_graph, allow_unused=True
-                )
-                weights.set_grad(parts, add=bool(outs))
-                if create_graph:
-                    grad = weights.flatten(parts) + (0.0 if grad is None else grad)
-                outs.append(out.detach())
-                total = loss.detach() + total
-        self.passes += 1
-        if scale is not None:
-            weights.grad.mul_(1.0 / scale.value)
-            grad = None if grad is None else grad / scale.value
-        if not self.alone:
-            distributed.sum_(weights.grad)
-        if scale is not None:
-            finite = bool(torch.isfinite(weights.grad).all())
-            if distributed.any_of(not finite, weights.grad.device):
-                raise Overflow
-        return Pass(total, Output.cat(outs, batch.lead), grad)
 
 
 class Trainer:
@@ -135,6 +76,7 @@ class Trainer:
         self.forward = torch.compile(model) if train.compile else model
         self.optimizer, self.schedule, self.sharpness, self.hooks = optimizer, schedule, sharpness, hooks
         self.precision, self.masks, self.train = precision, masks, train
+        self.draws = Draws(masks, device, (*model.modules(), *loss.modules(), risk, *hooks.named.values()))
         self.record, self.tell, self.progress = record, tell, progress
         self.steps_per_epoch = loader.steps_per_epoch
         self.steps = train.steps or train.epochs * self.steps_per_epoch
@@ -153,8 +95,14 @@ class Trainer:
         self.notices = list(dataset.notices)  # lines said before the first step: what has no effect, what differs
         self.stop = ""  # set by a signal: the reason to stop after the present step
         self.recent: list[tuple[int, Tensor]] = []  # steps and losses not yet looked at
+        self.unnoted: list[tuple[Pass, Batch, int]] = []  # this step's passes at w, until `note`
 
     # ---- the step
+
+    @property
+    def several(self) -> bool:
+        """Whether the optimizer may ask for several gradients a step, and use the loss."""
+        return not getattr(self.optimizer, "elementwise", False)
 
     def step(self, batch: Batch) -> Tensor | None:
         """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""
@@ -162,22 +110,18 @@ class Trainer:
         self.hooks.before(self)
         batch = self.hooks.batch(self, batch)
         self.set_lr()
-        first = True
-
-        def gradient() -> Tensor:  # LBFGS and its like call it several times a step; memories see the first
-            nonlocal first
-            loss = self.gradient(batch, note=first)
-            first, self.value = False, loss
-            self.hooks.gradient(self)
-            return loss
-
+        asked = Asked(self, batch)
         scale = self.precision.scale
         kept = [buffer.clone() for buffer in self.model.buffers()] if scale else []
+        start = self.weights.clone() if scale and self.several else None
         try:
-            loss = self.optimizer.step(gradient)
+            self.optimizer.step(asked)
         except Overflow:  # the weights are back at w and no memory was touched; nor may the statistics be
             for buffer, value in zip(self.model.buffers(), kept, strict=True):
                 buffer.copy_(value)
+            if start is not None:  # it may have moved them before it asked for the gradient that overflowed
+                self.weights.copy_(start)
+            self.unnoted = []
             scale.overflow()
             if scale.value < 1:
                 raise diagnose.NonFinite(diagnose.explain(self, batch)) from None
@@ -185,9 +129,10 @@ class Trainer:
             return None
         if scale:
             scale.good()
+        self.note()
         self.hooks.step(self)
         self.count += 1
-        return loss
+        return asked.loss
 
     def outputs(self, x: Tensor) -> Output:
         """The model's output as the loss takes it, in a pass or for a hook that needs another."""
@@ -201,15 +146,18 @@ class Trainer:
         return self.hooks.loss(self, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
-        """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w."""
+        """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w.
+
+        note : of a step's first gradient: memories, sums and running statistics take it in.
+        """
         if self.sharpness.m is None:
-            first = self.sharpness(Closure(self, batch, alone=False), self.weights)
+            first = self.sharpness(Closure(self, batch, alone=False, live=note), self.weights)
             passes = [(first, batch, batch.total or len(batch))]
             loss = first.loss
         else:  # one perturbation for every m samples, the mean of their gradients
             passes, mean, loss = [], torch.zeros_like(self.weights.grad), 0.0
             for part in batch.split(self.sharpness.m):
-                first = self.sharpness(Closure(self, part, alone=True), self.weights)
+                first = self.sharpness(Closure(self, part, alone=True, live=note), self.weights)
                 share = len(part) / (batch.total or len(batch))
                 mean.add_(self.weights.grad, alpha=share)
                 loss = loss + first.loss * share
@@ -219,13 +167,19 @@ class Trainer:
             self.recent.append((self.count, loss))
             if self.device.type == "cpu" or len(self.recent) >= CHECK_EVERY:
                 self.look(batch)
-            for first, part, samples in passes:
-                self.note(first, part, samples)
+            self.unnoted = passes
+            if not self.several:  # else the step's further gradients are to see the same memories
+                self.note()
         return loss
 
     @torch.no_grad()
-    def note(self, first: Pass, batch: Batch, samples: int) -> None:
-        """The pass at w goes into the memories of loss, risk and hooks and this epoch's sums."""
+    def note(self) -> None:
+        """The passes at w go into the memories of loss, risk and hooks and this epoch's sums."""
+        for first, batch, samples in self.unnoted:
+            self.take(first, batch, samples)
+        self.unnoted = []
+
+    def take(self, first: Pass, batch: Batch, samples: int) -> None:
         self.observe(first.out, batch)
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)

@@ -48,6 +48,7 @@ def folder(cwd):
         (["optim=sgd"], []),
         (["optim=sam", "hook=[ema,clip]"], []),  # one perturbation for the whole batch, over both processes
         (["optim=adamw", "train.accumulate=2"], ["train.accumulate=1"]),
+        (["optim._target_=tests.test_passes.ByLoss", "hook=clip"], []),  # an optimizer that uses the loss
     ],
     ids=lambda words: " ".join(words),
 )

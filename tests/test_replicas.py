@@ -303,7 +303,7 @@ def test_dropout_keeps_its_share_and_its_mean():
     run.masks.step += 1
     assert not torch.equal(layers[0](x), y)
     run.masks.step -= 1
-    run.masks.forwards += 1  # the second pass of SAM, or the next micro-batch
+    run.masks.forwards += 1  # the next micro-batch
     assert not torch.equal(layers[0](x), y)
     assert layers[0].eval()(x) is x
 

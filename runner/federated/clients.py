@@ -491,8 +491,7 @@ class Crew(Replicas):
     def look(self, batch: Batch | None = None) -> None:
         self.recent.clear()
 
-    @torch.no_grad()
-    def note(self, first, batch: Batch, samples: int) -> None:
+    def take(self, first, batch: Batch, samples: int) -> None:
         real = torch.from_numpy(self.real).to(self.device)
         self.seen += self.real
         self.well &= torch.isfinite(first.loss) | (real == 0)

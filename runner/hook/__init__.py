@@ -1,5 +1,6 @@
 """Hooks: what is added around the step. Every method is optional; the engine calls only those that are defined."""
 
+import copy
 from contextlib import AbstractContextManager, ExitStack
 
 from torch import Tensor
@@ -95,9 +96,13 @@ class Hooks:
         for note in self.observers:
             note(run, out, batch)
 
-    def gradient(self, run) -> None:
+    def gradient(self, run, note: bool = True) -> None:
+        """note : of a step's first gradient; the hooks' memories take no other in."""
         for change in self.gradients:
+            kept = None if note else copy.deepcopy(change.__self__.state_dict())
             change(run)
+            if not note:
+                change.__self__.load_state_dict(kept)
 
     def step(self, run) -> None:
         for follow in self.steps:

@@ -21,7 +21,7 @@ class ElasticFace(Loss):
         arc:  z'_y = s cos(theta_y + m_i)        cos:  z'_y = s (cos theta_y - m_i)        z'_c = z_c for c != y
         m_i ~ N(m, sigma^2)
 
-    Every sample has a new margin in every pass. With sigma = 0 it is ArcFace or CosFace. With `plus` the margins of a
+    Every sample has a new margin in every step. With sigma = 0 it is ArcFace or CosFace. With `plus` the margins of a
     batch are dealt by difficulty: the smallest to the sample with the largest cos theta_y, and so on. That is the
     paper's description; the authors' code (fdbtrs/ElasticFace) indexes the sorted margins by the samples' order, where
     it takes their ranks. As there, arc is that formula for every angle: where theta_y > pi - m_i it falls as

@@ -1,7 +1,9 @@
 """Optimizers: ordinary torch.optim.Optimizer classes that take a closure, for this loop or anyone's.
 
-A class whose update is elementwise says so with `elementwise = True`; the engine then hands it all parameters as one
-flat tensor, which changes nothing in the result and makes a step a few operations whatever the depth of the model.
+A class whose update is elementwise says so with `elementwise = True`: what an element becomes depends on its own
+value, gradient and state, not on the others' nor on the loss. The engine then hands it all parameters as one flat
+tensor, which changes nothing in the result and makes a step a few operations whatever the depth of the model. On
+several processes such an optimizer's closure returns the process's share of the loss, any other's the whole.
 K replicas are one flat (K, P), and a hyperparameter in which they differ is a float64 tensor (K,): such a class works
 with either. The functions below are torch's own in-place ones where the factor is a number, and accept (K,) as well.
 """

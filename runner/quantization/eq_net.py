@@ -102,7 +102,7 @@ class SubNetworks(Sharpness):
     measured: int | None = 0
 
     def __call__(self, closure: Closure, weights: Weights) -> Pass:
-        run, live = closure.run, True
+        run, live = closure.run, closure.live
         if not now_quantized(run.model):
             return super().__call__(closure, weights)
 

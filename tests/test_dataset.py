@@ -465,7 +465,7 @@ def test_what_is_missing_is_named(folder, monkeypatch):
     import datasets
 
     def unreachable(*_, **__):
-        raise ConnectionError("no route\nat all")
+        raise RuntimeError("no route\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(ValueError, match="cannot find") as error:

@@ -18,6 +18,7 @@ from torch import Tensor
 from runner.dataset import Dataset, Split, fingerprint, fixed_test, statistics
 from runner.dataset.images import Encoded, centre, decode, sizes, some
 from runner.dataset.labels import Labels, class_ids
+from runner.online import at_once
 from runner.schema import Count
 
 log = logging.getLogger(__name__)
@@ -170,15 +171,18 @@ class Hub(Dataset):
                 streaming=lazy,
                 cache_dir=None if lazy else str(self.cache_dir / "parquet"),
             )
-        try:
-            return datasets.load_dataset(self.id, self.config, split=split)
-        except Exception as error:  # the hub's client raises a dozen kinds, none of them a fault of this program
-            where = self.data_dir or "<data_dir>"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"cannot find data set '{self.name}': no {where}/{self.name}/{split}-*.parquet, and the hub said: "
-                f"{reason}; put the parquet files of {self.id} there, or set RUNNER_DATA or data_dir to where they are"
-            ) from error
+        with at_once() as wrong:
+            try:
+                return datasets.load_dataset(self.id, self.config, split=split)
+            except Exception as error:  # the hub's client raises a dozen kinds, none of them a fault of this program
+                where = self.data_dir or "<data_dir>"
+                reason = f"the hub said: {(str(error).splitlines() or [type(error).__name__])[0]}"
+                if wrong and isinstance(error, ConnectionError):
+                    reason = f"the hub cannot be asked ({wrong})"
+                raise ValueError(
+                    f"cannot find data set '{self.name}': no {where}/{self.name}/{split}-*.parquet, and {reason}; "
+                    f"put the parquet files of {self.id} there, or set RUNNER_DATA or data_dir to where they are"
+                ) from error
 
     # ---- decoded once
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from runner.model import Classifier
 from runner.model.shapes import image
+from runner.online import at_once
 
 GIVEN = ("in_chans", "num_classes", "pretrained", "model_name")  # never in `args`
 
@@ -87,6 +88,13 @@ class Timm(Classifier):
 
 def create(name: str, pretrained: bool, size: tuple[int, int], args: dict[str, Any]) -> nn.Module:
     """timm's model, with `img_size` where its constructor takes one; every failure is one line."""
+    if pretrained or name.startswith("hf-hub:"):
+        with at_once() as wrong:
+            return _create(name, pretrained, size, args, wrong)
+    return _create(name, pretrained, size, args, None)
+
+
+def _create(name: str, pretrained: bool, size: tuple[int, int], args: dict[str, Any], wrong: str | None) -> nn.Module:
     import timm
 
     if ":" not in name:
@@ -105,7 +113,8 @@ def create(name: str, pretrained: bool, size: tuple[int, int], args: dict[str, A
                 raise
         return timm.create_model(name, pretrained=pretrained, **args)
     except Exception as error:
-        raise ValueError(f"timm could not build {name}: {line(error)}") from error
+        asked = f"; the hub cannot be asked ({wrong}), what it has must be cached" if wrong else ""
+        raise ValueError(f"timm could not build {name}: {line(error)}{asked}") from error
 
 
 def check_patches(model: nn.Module, name: str, height: int, width: int) -> None:

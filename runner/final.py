@@ -7,12 +7,20 @@ import torch
 from torch import Tensor
 
 from runner import checkpoint, distributed
-from runner.measure import binned, class_accuracy, equal_width, group_accuracy, measures, scores, temperature
+from runner.measure import (
+    OF_PROBABILITIES,
+    binned,
+    class_accuracy,
+    equal_width,
+    group_accuracy,
+    measures,
+    scores,
+    temperature,
+)
 from runner.trainer import Trainer
 
-SCALED = ("nll", "brier", "ece", "adaptive_ece")
 NAMES = ["temperature", *(f"test_{group}_accuracy" for group in ("many", "medium", "few"))]
-NAMES += [f"test_scaled_{key}" for key in SCALED]
+NAMES += [f"test_scaled_{key}" for key in OF_PROBABILITIES]
 
 
 @dataclass
@@ -21,14 +29,15 @@ class Final:
 
     measures : some of NAMES. `test_many_accuracy` and so on as of `runner.measure.group_accuracy`; where there is a
         validation split, `temperature` as fitted there (to its labels, noisy ones where it has them), and
-        `test_scaled_nll` and so on with it.
+        `test_scaled_nll` and so on with it; of scores too, whose softmax means nothing before.
     by_class : (C,) the accuracy on the test samples of each class, nan where there are none.
-    bins : (3, M) as of `runner.measure.binned`, on the test split; `scaled` after temperature scaling.
+    bins : (3, M) as of `runner.measure.binned`, on the test split, None where the loss defines no probabilities;
+        `scaled` after temperature scaling.
     """
 
     measures: dict[str, float]
     by_class: Tensor
-    bins: Tensor
+    bins: Tensor | None
     scaled: Tensor | None = None
 
 
@@ -41,29 +50,31 @@ def final(trainer: Trainer) -> dict[str, Final]:
     data = trainer.dataset
     if data.task != "classes":
         return {}
+    proper = trainer.loss.probabilities
     splits = [split for split in (data.test, data.val) if split is not None]
-    found = {"last": of([trainer.predict(split) for split in splits], data.class_counts)}
+    found = {"last": of([trainer.predict(split) for split in splits], data.class_counts, proper)}
     if data.val is not None and "val" in trainer.best:
         if trainer.best["val"]["step"] == trainer.count:
             found["best_val"] = found["last"]
         else:
             with saved(trainer, "val"):
                 predicted = [trainer.predict_as_is(split) for split in splits]
-            found["best_val"] = of(predicted, data.class_counts)
+            found["best_val"] = of(predicted, data.class_counts, proper)
     return found
 
 
-def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int]) -> Final:
-    """From logits and targets of the test split and, where there is one, the validation split."""
+def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int], probabilities: bool = True) -> Final:
+    """From logits and targets of the test split and, where there is one, the validation split. probabilities: whether
+    the softmax of the logits are some."""
     logits, y = predicted[0]
     *_, confidence, right = scores(logits, y)
     by_class = class_accuracy(right, y, logits.shape[1])
-    bins = binned(confidence, right, equal_width())
+    bins = binned(confidence, right, equal_width()) if probabilities else None
     found = Final(group_accuracy(by_class, torch.tensor(class_counts)), by_class, bins)
     if len(predicted) > 1:
         t = temperature(*predicted[1])
         scaled = measures(logits / t, y, "classes")
-        found.measures |= {"temperature": t, **{f"scaled_{key}": scaled[key] for key in SCALED}}
+        found.measures |= {"temperature": t, **{f"scaled_{key}": scaled[key] for key in OF_PROBABILITIES}}
         *_, confidence, right = scores(logits / t, y)
         found.scaled = binned(confidence, right, equal_width())
     found.measures = {key if key == "temperature" else f"test_{key}": value for key, value in found.measures.items()}

@@ -14,7 +14,10 @@ TEMPERATURES = 0.01, 100.0
 CHUNK = 2**22  # logits that are looked at in fp64 at a time
 
 
-def measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
+OF_PROBABILITIES = ("nll", "brier", "ece", "adaptive_ece")  # the others are of the order of the logits alone
+
+
+def measures(logits: Tensor, y: Tensor, task: str, probabilities: bool = True) -> dict[str, float | None]:
     """The measures of a task over N samples; logits are (N, C) in any dtype, sums are in fp64.
 
     - "classes", y (N,) class ids: `accuracy` in [0, 1] of the largest logit; `balanced_accuracy`, the mean over the
@@ -26,14 +29,21 @@ def measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
       sample has; `nll`, the mean binary -log p per label, in nats.
     - "regression", y (N,) and logits (N, 1), or both (N, C): `mae` and `rmse`, in the units of y.
 
-    A measure that the samples do not define (an AUROC of one class) is nan. Raises ValueError for another task, and for
-    shapes that do not fit it.
+    A measure that the samples do not define (an AUROC of one class) is nan, and so are all measures of classes where a
+    row of logits has no softmax (one of them nan or inf, say). Without `probabilities`, where the logits are scores
+    whose softmax means nothing (see `runner.loss.Loss`), those in OF_PROBABILITIES are None. Raises ValueError for
+    another task, and for shapes that do not fit it.
     """
+    found = _measures(logits, y, task)
+    return found if probabilities else found | {key: None for key in OF_PROBABILITIES if key in found}
+
+
+def _measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
     if task == "classes" and logits.dim() == 2 and y.shape == logits.shape[:1]:
         nll, brier, confidence, right = scores(logits, y)
         found = {
             "accuracy": right.mean().item(),
-            "balanced_accuracy": class_accuracy(right, y, logits.shape[1]).nanmean().item(),
+            "balanced_accuracy": class_accuracy(right, y, logits.shape[1])[y.unique().cpu()].mean().item(),
             "nll": nll.mean().item(),
             "brier": brier.mean().item(),
             "ece": calibration_error(confidence, right),
@@ -41,17 +51,18 @@ def measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
         }
         if logits.shape[1] == 2:
             found["auroc"] = auroc((wide(logits)[:, 1] - wide(logits)[:, 0]).cpu(), y.cpu() == 1)
-        return found
+        return dict.fromkeys(found, math.nan) if right.isnan().any() else found
     if task == "multilabel" and logits.shape == y.shape:
         logits, y = wide(logits).cpu(), y.cpu()
         nll = F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none")
         right = (logits > 0) == (y > 0.5)
-        return {
+        found = {
             "accuracy": right.double().mean().item(),
             "exact": right.all(-1).double().mean().item(),
             "map": average_precision(logits.T.contiguous(), y.T > 0.5).nanmean().item(),
             "nll": nll.double().mean().item(),
         }
+        return found if logits.isfinite().all() else dict.fromkeys(found, math.nan)
     if task == "regression" and logits.numel() == y.numel():
         error = wide(logits).reshape(y.shape).double() - y.double()
         return {"mae": error.abs().mean().item(), "rmse": error.square().mean().sqrt().item()}
@@ -59,7 +70,8 @@ def measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
 
 
 def scores(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each of N samples -log p_y, sum_k (p_k - [k = y])^2, the largest probability, and 1 where it is that of y.
+    """Of each of N samples -log p_y, sum_k (p_k - [k = y])^2, the largest probability, and 1 where it is that of y; nan
+    where its logits have no softmax.
 
     logits (N, C), y (N,) class ids; four times (N,) fp64 on the CPU.
     """
@@ -67,7 +79,8 @@ def scores(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     nll = F.nll_loss(logp, y, reduction="none")
     top, guess = logp.max(-1)
     square = logp.exp().square_().sum(-1)
-    nll, square, top, right = (value.cpu().double() for value in (nll, square, top, guess == y))
+    right = torch.where(top.isnan(), torch.nan, (guess == y).to(top.dtype))
+    nll, square, top, right = (value.cpu().double() for value in (nll, square, top, right))
     return nll, square - 2 * (-nll).exp() + 1, top.exp(), right
 
 

@@ -17,23 +17,23 @@ NAMED = 20  # at most so many classes have their names below them
 QUIET, FRAME = "#777777", "#bbbbbb"
 
 
-def reliability(bins: np.ndarray, scaled: np.ndarray | None, temperature: float | None, path: Path) -> None:
+def reliability(bins: np.ndarray | None, scaled: np.ndarray | None, temperature: float | None, path: Path) -> None:
     """Accuracy over mean confidence in bins of equal width, with Wilson's 95 % intervals, and below how many samples
     are in each; as trained and, where there is a temperature, after scaling. A PNG of 640 x 640 pixels.
 
-    bins, scaled : (3, M) as of `runner.measure.binned`.
+    bins, scaled : (3, M) as of `runner.measure.binned`, one of them at least; bins None: the loss defines none.
     """
     figure = _figure(6.4, 6.4, "Reliability on the test split, last epoch")
     upper = Panel(figure, (0.11, 0.34, 0.85, 0.55), (0, 100), (0, 100))
     upper.grid(range(0, 101, 20), range(0, 101, 20), "accuracy (%)")
     upper.line([0, 100], [0, 100], color=FRAME, linestyle="--")
-    shown = [(bins, "as trained", COLOURS["test"], "o")]
+    shown = [] if bins is None else [(bins, "as trained", COLOURS["test"], "o")]
     if scaled is not None:
         shown.append((scaled, f"temperature {temperature:.3g}", COLOURS["train"], "s"))
     lower = Panel(figure, (0.11, 0.1, 0.85, 0.19), (0, 100), _decades([part[0] for part, *_ in shown]))
     lower.grid(range(0, 101, 20), None, "samples")
     lower.label_x("confidence (%)")
-    edges = np.linspace(0, 100, bins.shape[1] + 1)
+    edges = np.linspace(0, 100, shown[0][0].shape[1] + 1)
     for i, ((count, sure, hits), label, colour, marker) in enumerate(shown):
         there = count > 0
         n, rate, x = count[there], 100 * hits[there] / count[there], 100 * sure[there] / count[there]

@@ -248,6 +248,11 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     )
     with _as_config_error("hook" if type(federated).start is Hook.start else "federated"):
         trainer.hooks.start(trainer)
+    if not loss.probabilities and dataset.task != "regression":
+        trainer.notices.append(
+            f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
+            f"are null{', but for those after temperature scaling' if dataset.val is not None else ''}"
+        )
     trainer.origin = origin
     if rounds:
         trainer.steps = 0
@@ -472,12 +477,11 @@ def _pictures(dataset: Dataset, found: dict[str, Final]) -> dict:
     from runner import pictures
 
     one, counts = found["last"], np.array(dataset.class_counts)
-    scaled = None if one.scaled is None else one.scaled.numpy()
-    calibration = one.bins.numpy(), scaled, one.measures.get("temperature")
-    return {
-        "reliability.png": partial(pictures.reliability, *calibration),
-        "classes.png": partial(pictures.classes, one.by_class.numpy(), counts, dataset.names),
-    }
+    drawn = {"classes.png": partial(pictures.classes, one.by_class.numpy(), counts, dataset.names)}
+    bins, scaled = (None if part is None else part.numpy() for part in (one.bins, one.scaled))
+    if bins is not None or scaled is not None:
+        drawn["reliability.png"] = partial(pictures.reliability, bins, scaled, one.measures.get("temperature"))
+    return drawn
 
 
 SUMMARY = [f"test_{key}" for key in ("accuracy", "exact", "map", "nll", "ece", "mae", "rmse")]

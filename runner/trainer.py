@@ -297,14 +297,18 @@ class Trainer:
         self.tell(_row(line, math.ceil(self.steps / self.steps_per_epoch), self.unit))
 
     @torch.no_grad()
-    def evaluate(self, split: Split) -> dict[str, float]:
+    def evaluate(self, split: Split) -> dict[str, float | None]:
         """Measures of the model, as the hooks present it, over a whole split."""
-        return measures(*self.predict(split), self.dataset.task)
+        return self.measured(*self.predict(split))
+
+    def measured(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
+        """Measures of what `predict` gives."""
+        return measures(logits, targets, self.dataset.task, self.loss.probabilities)
 
     @torch.no_grad()
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The logits of the model, or of another one, as the hooks present it, on a whole split in its order, in fp32,
-        and the targets."""
+        """The logits of the model, or of another one, as the hooks present it and the loss has them measured
+        (`Loss.log_probabilities`), on a whole split in its order, in fp32, and the targets."""
         self.average_statistics()
         with self.hooks.weights(self):
             return self.predict_as_is(split, model)
@@ -318,7 +322,7 @@ class Trainer:
         for batch in self.loader.evaluate(split, self.train.eval_batch_size):
             with self.precision.autocast():
                 out = forward(batch.x)
-            logits.append(self.loss.head(out).logits.float())
+            logits.append(self.loss.log_probabilities(self.loss.head(out).logits).float())
             targets.append(batch.y)
         self.model.train()
         logits, targets = torch.cat(logits), torch.cat(targets)
@@ -432,7 +436,7 @@ def _row(line: dict, epochs: int, unit: str) -> str:
         if f"{name}_accuracy" in line:
             parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
     for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
-        if key in line:
+        if line.get(key) is not None:
             parts.append(f"{key[5:]} {line[key]:.4f}")
     if "client_accuracy_worst" in line:
         parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from runner import pictures
-from runner.final import NAMES, SCALED, final, saved
-from runner.measure import measures
+from runner.final import NAMES, final, saved
+from runner.measure import OF_PROBABILITIES, measures
 from runner.record import finished, history
 from runner.run import Job, run
 from runner.trainer import Trainer
@@ -64,7 +64,7 @@ def test_the_best_weights_are_those_of_their_line(words, tmp_path):
             found = {
                 f"{name}_{key}": value
                 for name, split in (("val", run.dataset.val), ("test", run.dataset.test))
-                for key, value in measures(*run.predict_as_is(split), "classes").items()
+                for key, value in run.measured(*run.predict_as_is(split)).items()
             }
         assert found == {key: line[key] for key in found}
     found = final(run)
@@ -72,6 +72,9 @@ def test_the_best_weights_are_those_of_their_line(words, tmp_path):
     for key, line in (("last", last), ("best_val", first)):
         accuracy = np.nanmean(found[key].by_class.numpy())
         assert accuracy == pytest.approx(line["test_balanced_accuracy"], abs=1e-12)
+        if not run.loss.probabilities:
+            assert found[key].bins is None
+            continue
         count, sure, hits = found[key].bins
         assert ((hits - sure).abs().sum() / count.sum()).item() == pytest.approx(line["test_ece"], abs=1e-12)
     for key, value in run.state_dict()["model"].items():
@@ -91,7 +94,9 @@ def test_scaling_is_fitted_on_validation(tmp_path):
     assert 0.05 < t < 20
     assert nll(t) < min(nll(0.99 * t), nll(1.01 * t), nll(1.0))
     scaled = measures(test / t, y, "classes")
-    assert {key: found[f"test_scaled_{key}"] for key in SCALED} == {key: scaled[key] for key in SCALED}
+    assert {key: found[f"test_scaled_{key}"] for key in OF_PROBABILITIES} == {
+        key: scaled[key] for key in OF_PROBABILITIES
+    }
     assert set(found) <= set(NAMES)
 
 

@@ -22,16 +22,27 @@ class Loss(nn.Module):
         Whether the samples for which `batch.mask`, where set, is False leave the losses of the others alone. Default
         True, as a loss is per sample. False for one that makes something of the whole batch: clients of a federation
         whose batches are not all full are trained one after another then.
+    probabilities : bool
+        Whether the loss defines probabilities of the classes: those of the softmax (for several labels the sigmoid) of
+        `log_probabilities`. Default True. False for a loss of scores, and where the label's own score has a margin in
+        training that nothing has in evaluation: a run then has no NLL, Brier score or calibration error.
     """
 
     tasks: tuple[str, ...] = ("classes",)
     padding: bool = True
+    probabilities: bool = True
 
     def head(self, out: Output) -> Output:
         """The output that training and evaluation go on with, in place of the model's: for a loss that makes the logits
         itself, from the features or from the model's logits, with weights of its own. Default: the model's output.
         """
         return out
+
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        """What a run is measured by, from the head's logits (..., C): in the same order, and such that its softmax are
+        the probabilities that the loss defines. Default: the logits.
+        """
+        return logits
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError

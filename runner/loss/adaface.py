@@ -24,7 +24,8 @@ class AdaFace(Loss):
     n = ||f||, kept in [1e-3, 100] and without a gradient, stands for the quality of an image: those of high quality get
     a larger additive margin and a smaller angular one. mean and std (divided by N - 1) are running ones of n, this
     batch included: t_alpha times the batch's plus 1 - t_alpha times what they were, from 20 and 100 on. f are
-    the model's features; its own classifier is not used, and a run is measured by z.
+    the model's features; its own classifier is not used, and a run is measured by z: with m > 0, scores without
+    probabilities, as training has a margin and evaluation has none.
 
     All this is as in the authors' code (mk-minchul/AdaFace, head.py), which also keeps every cosine in [-1 + 1e-3,
     1 - 1e-3] and theta_y - m k in [1e-3, pi - 1e-3]. Its training scripts leave t_alpha at config.py's 0.01; head.py
@@ -58,6 +59,7 @@ class AdaFace(Loss):
         self.h = h
         self.s = s
         self.t_alpha = t_alpha
+        self.probabilities = m == 0
         self.cosines = Cosines(features, classes)
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("std", torch.tensor(100.0))

@@ -25,7 +25,7 @@ class ALDRKL(Loss):
     Every t starts at lam. The t of the loss has the present f in it, which is not differentiated there, and is stored
     when the step is done. Turn, start and the missing margin in q are those of the authors' code
     (Optimization-AI/ICML2023_LDR, ALDRLoss_V1), which adds 1e-5 to q against log 0; here q log q is exact. c, the
-    scaling of the logits and soft targets are those of `runner.loss.ldr_kl`.
+    scaling of the logits, soft targets and what a run is measured by are those of `runner.loss.ldr_kl`.
     Logits (B, C) and targets (B,) or (B, C) give (B,).
 
     Parameters
@@ -51,6 +51,7 @@ class ALDRKL(Loss):
         self.alpha = alpha
         self.margin = margin
         self.scaling = scaling
+        self.probabilities = scaling == "none" and lam == 1
         self.register_buffer("temperatures", torch.full((samples,), float(lam)))
 
     def forward(self, out: Output, batch: Batch) -> Tensor:

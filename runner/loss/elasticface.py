@@ -27,7 +27,8 @@ class ElasticFace(Loss):
     it takes their ranks. As there, arc is that formula for every angle: where theta_y > pi - m_i it falls as
     cos theta_y grows, and what a large step has put there is pushed on to the opposite of its class. Whole trainings
     end so (LeNet on MNIST with an lr of 1e-4: a mean cos theta_y of -1); ArcFace's own code has another branch there. f
-    are the model's features; its own classifier is not used, and a run is measured by z.
+    are the model's features; its own classifier is not used, and a run is measured by z: scores without probabilities,
+    as training has margins and evaluation has none.
 
     The margins are drawn like masks of dropout (`runner.dropout`); outside of a run, and in evaluation, m_i = m. A soft
     target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), and takes C^2 numbers a sample.
@@ -62,6 +63,7 @@ class ElasticFace(Loss):
         self.sigma = sigma
         self.s = s
         self.plus = plus
+        self.probabilities = m == sigma == 0
         self.cosines = Cosines(features, classes)
         nn.init.normal_(self.cosines.weight, std=0.01)  # as in the authors' code: shorter vectors turn faster
 

@@ -24,6 +24,7 @@ class EnsLoss(Loss):
     Only the gradient of L means anything; its value may be negative. Bound, order and tail are those of the authors'
     code (statmlben/ensLoss, losses.py), which has one logit z_1 - z_0.
     The batch is what one forward sees: a micro-batch with train.accumulate, a part with sharpness.m.
+    The margin is a score without a probability.
     A soft target q, which the paper does not treat, has the margin (q_1 - q_0) (z_1 - z_0).
     Logits (B, 2) and targets (B,) or (B, 2) give (B,).
 
@@ -38,6 +39,7 @@ class EnsLoss(Loss):
     """
 
     padding = False
+    probabilities = False
 
     def __init__(self, lam: Annotated[float, Range(-1, 1)] = 0.0, *, classes: int, samples: int):
         if classes != 2:

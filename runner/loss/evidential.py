@@ -29,7 +29,8 @@ class Evidential(Loss):
     From random weights it hardly learns with ten classes: a belief is a product over all of them, near 0 at first with
     its gradient. The authors' code can begin with cross-entropy for that reason; here a run does with `checkpoint=`,
     from the weights of one with loss=ce.
-    The measures of a run are those of the softmax of z, which has the same order as pl.
+    The measures of a run are of the mean of the Dirichlet distribution, alpha_c / sum_k alpha_k, the probability whose
+    logarithm the first term takes; its order is that of pl and of z.
     Logits (..., C) and targets (...) or (..., C), soft ones being y above, give (...).
 
     Parameters
@@ -43,9 +44,12 @@ class Evidential(Loss):
         self.reg = reg
         self.kl = kl
 
-    def forward(self, out: Output, batch: Batch) -> Tensor:
-        z = wide(out.logits)
-        y, classes = soft_targets(batch.y, z), z.shape[-1]
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        alpha, _ = self.opinion(wide(logits))
+        return alpha.log() - alpha.sum(-1, keepdim=True).log()
+
+    def opinion(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha (..., C) and log I (..., 1)."""
         log_rest = F.logsigmoid(-z)
         log_ignorance = log_rest.sum(-1, keepdim=True)
         top = soft_targets(z.argmax(-1), z) > 0
@@ -56,7 +60,12 @@ class Evidential(Loss):
         uncertainty = (-torch.expm1(log_top) - others.sum(-1, keepdim=True)).clamp_min(
             0.0
         )  # but for rounding at least 0
-        alpha = classes * belief / (uncertainty + 1e-6) + 1
+        return z.shape[-1] * belief / (uncertainty + 1e-6) + 1, log_ignorance
+
+    def forward(self, out: Output, batch: Batch) -> Tensor:
+        z = wide(out.logits)
+        y = soft_targets(batch.y, z)
+        alpha, log_ignorance = self.opinion(z)
         likelihood = (y * (alpha.sum(-1, keepdim=True).log() - alpha.log())).sum(-1)
         plausibility = (y * (z.sigmoid() + torch.expm1(log_ignorance).detach()).square()).sum(-1)
         return likelihood + self.reg * plausibility + self.kl * divergence(y + (1 - y) * alpha)

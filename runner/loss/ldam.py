@@ -15,7 +15,8 @@ class LDAM(Loss):
 
     n_c is the number of training samples of class c and f the model's features; the model's own classifier is not used.
     The head, the scale 30 and the largest margin 0.5 are those of the authors' code (kaidic/LDAM-DRW), which picks the
-    constant of the margins so that the rarest class gets max_m. A run is measured by z. The deferred re-weighting of
+    constant of the margins so that the rarest class gets max_m. A run is measured by z, in which no
+    class has a margin: with max_m > 0 they are scores without probabilities. The deferred re-weighting of
     LDAM-DRW is hook=drw.
     A soft target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), as in mixup, and takes C^2
     numbers a sample. Logits (..., C) and targets (...) or (..., C) give (...).
@@ -39,6 +40,7 @@ class LDAM(Loss):
         super().__init__()
         self.max_m = max_m
         self.s = s
+        self.probabilities = max_m == 0
         self.cosines = Cosines(features, classes)
         self.register_buffer("counts", counts(class_counts, "loss=ldam"), persistent=False)
 

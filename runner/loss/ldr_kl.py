@@ -30,7 +30,8 @@ class LDRKL(Loss):
 
     The authors' code (Optimization-AI/ICML2023_LDR) always scales: LDR-KL by softplus, ALDR-KL by l1, by softplus for
     CIFAR-100. Scaled logits have a range of C at most, for which its lam = 10 is meant. That the paper's text scales
-    could not be checked; its formula does not.
+    could not be checked; its formula does not. With lam = 1 and unscaled logits the loss is a cross-entropy of
+    softmax(z) with a margin, and a run is measured by that; otherwise softmax(z) is no probability of the loss.
     A soft target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), as in mixup.
     Logits (..., C) and targets (...) or (..., C) give (...).
 
@@ -46,6 +47,7 @@ class LDRKL(Loss):
         self.lam = lam
         self.margin = margin
         self.scaling = scaling
+        self.probabilities = scaling == "none" and lam == 1
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         f = scaled(wide(out.logits), self.scaling)

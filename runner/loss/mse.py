@@ -14,7 +14,7 @@ class Square(Loss):
 
     k = M = 1 is the mean square to the one-hot target. A soft target q, which the paper does not treat, gives the
     expected loss sum_c q_c L(c), as in mixup. Where k and M stand and the division by C were checked against two
-    public ports of the loss, not against the text of the paper.
+    public ports of the loss, not against the text of the paper. z are scores, not log-probabilities.
     Logits (..., C) and targets (...) or (..., C) give (...).
 
     Parameters
@@ -24,6 +24,8 @@ class Square(Loss):
         slowly: by those ports k = 1, M = 15 below 1000 classes and k = 15, M = 30 for ImageNet's 1000. The learning
         rate has to be tuned anew.
     """
+
+    probabilities = False
 
     def __init__(self, k: Positive = 1.0, M: Positive = 1.0):
         super().__init__()

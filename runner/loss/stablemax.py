@@ -15,13 +15,17 @@ class StableMax(Loss):
 
     It is the cross-entropy of the softmax of sign(z) log(1 + |z|). The authors' code computes it in fp64, here it is
     in fp32 as every loss: p_y is rounded to 1, and the gradient to 0, where the others' s are 1e7 times smaller.
-    The measures of a run are those of the softmax of z.
+    The measures of a run are of these probabilities, s(z_c) / sum_k s(z_k).
     A soft target q, which the paper does not treat, gives -sum_c q_c log p_c.
     Logits (..., C) and targets (...) or (..., C) give (...).
     """
 
-    def forward(self, out: Output, batch: Batch) -> Tensor:
-        z = wide(out.logits)
+    def log_probabilities(self, logits: Tensor) -> Tensor:
+        z = wide(logits)
         below = z < 0  # not clamp or abs, whose slope at 0 is not 1
         log_s = torch.log1p(z.masked_fill(below, 0.0)) - torch.log1p(-z.masked_fill(~below, 0.0))
-        return -(soft_targets(batch.y, z) * F.log_softmax(log_s, -1)).sum(-1)
+        return F.log_softmax(log_s, -1)
+
+    def forward(self, out: Output, batch: Batch) -> Tensor:
+        logp = self.log_probabilities(out.logits)
+        return -(soft_targets(batch.y, logp) * logp).sum(-1)

@@ -16,7 +16,8 @@ class VectorScaling(Loss):
 
     n_c is the number of training samples of class c, n_max that of the largest, N of all. gamma = 0 is
     logit adjustment, gamma = tau = 0 cross-entropy, tau = 0 the CDT loss. The weights omega_y of the paper
-    come from hook=drw. The bare logits z are what a run is measured by.
+    come from hook=drw. The bare logits z are what a run is measured by; with gamma = 0 their softmax is that of a
+    balanced class distribution, otherwise they are scores.
     y is the one-hot target or a soft one. Logits (..., C) and targets (...) or (..., C) give (...).
 
     Parameters
@@ -30,6 +31,7 @@ class VectorScaling(Loss):
         super().__init__()
         self.gamma = gamma
         self.tau = tau
+        self.probabilities = gamma == 0
         self.register_buffer("counts", counts(class_counts, "loss=vs"), persistent=False)
 
     def forward(self, out: Output, batch: Batch) -> Tensor:

@@ -14,7 +14,8 @@ class SphericalZ(Loss):
 
         L = 1/a log(1 + exp(a (b - s_y))),   s = (z - mean z) / std z,   mean and std over the classes
 
-    Shifting the logits or scaling them by a positive number changes nothing. s_y is at most sqrt(C - 1). With equal
+    Shifting the logits or scaling them by a positive number changes nothing, so that they are scores and no
+    log-probabilities. s_y is at most sqrt(C - 1). With equal
     logits s is 0: the variance has 1e-24 added to it, as the authors' code (pascal20100/factored_output_layer) adds
     1e-12 to std. That code has the loss for a = 1 and b = 0; a and b were checked against a public summary.
     A soft target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), as in mixup.
@@ -24,6 +25,8 @@ class SphericalZ(Loss):
     ----------
     a, b : default 1 and 0, as in the authors' example. The paper tunes both.
     """
+
+    probabilities = False
 
     def __init__(self, a: Positive = 1.0, b: float = 0.0):
         super().__init__()

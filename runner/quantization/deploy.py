@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from runner import checkpoint, distributed
 from runner.batch import Batch
-from runner.measure import measures
 from runner.quantization import Transform
 from runner.quantization.fake import FULL, QUANTIZED, Codes
 from runner.quantization.littlebit import Parts
@@ -352,7 +351,7 @@ def _measures(run, model: nn.Module | None) -> dict | None:
     return {
         f"{name}_{key}": value
         for name, split in splits(run).items()
-        for key, value in measures(*run.predict(split, model.eval()), run.dataset.task).items()
+        for key, value in run.measured(*run.predict(split, model.eval())).items()
     }
 
 

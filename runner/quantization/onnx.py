@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from runner import checkpoint
 from runner.config import Train
 from runner.loss import Loss
-from runner.measure import measures
 from runner.quantization import deploy
 from runner.quantization.fake import Codes, Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Quantizer, Same
 from runner.record import finished, read_config, write_atomic, write_json
@@ -181,7 +180,8 @@ def measured(run: Trainer, session: Session) -> dict[str, float]:
     for name, split in deploy.splits(run).items():
         parts = [(session(batch.x), batch.y) for batch in run.loader.evaluate(split, run.train.eval_batch_size)]
         logits, y = (torch.cat(part) for part in zip(*parts, strict=True))
-        found |= {f"{name}_{key}": value for key, value in measures(logits, y, run.dataset.task).items()}
+        logits = run.loss.log_probabilities(logits)
+        found |= {f"{name}_{key}": value for key, value in run.measured(logits, y).items()}
     return found
 
 

@@ -45,6 +45,10 @@ class Died(RuntimeError):
     """Processes that work for a run were killed, in one line; the run can go on from the last checkpoint."""
 
 
+class InUse(ValueError):
+    """Another process holds the run's folder."""
+
+
 def plain(value: Any) -> Any:
     """`value` as what JSON can hold: numbers of numpy and torch as Python's, non-finite floats as null."""
     if isinstance(value, dict):
@@ -158,7 +162,7 @@ class Record:
 
     Raises
     ------
-    ValueError
+    InUse
         On entering, where another live process holds the folder; the line names its pid and host.
     """
 
@@ -185,7 +189,7 @@ class Record:
             self._lock.acquire(timeout=0)
         except Timeout:
             who = owner.read_text().strip() if owner.exists() else "another process"
-            raise ValueError(f"{self.folder} is in use by {who}: wait until it ends, or stop it") from None
+            raise InUse(f"{self.folder} is in use by {who}: wait until it ends, or stop it") from None
         try:
             write_atomic(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
         except BaseException:

@@ -16,7 +16,9 @@ from runner import checkpoint
 from runner.__main__ import main
 from runner.compose import compose
 from runner.config import Sweep
-from runner.sweep import pool
+from runner.record import Record
+from runner.run import run
+from runner.sweep import pack, pool
 from runner.sweep.cells import Cell, distinct
 from runner.sweep.pool import Outcome, Task, cores, leases, tasks, threads, visible
 from tests.tiny import ROOT, SMALL, command
@@ -49,6 +51,26 @@ class Sleep(Hook):
     def step(self, run):
         open(self.mark, "w").close()
         time.sleep(self.seconds)
+
+
+class Say(Hook):
+    def __init__(self, line: str):
+        self.line = line
+
+    def start(self, run):
+        run.notices.append(self.line)
+
+
+class Hang(Hook):
+    '''Ends the terminal of a process at the third step.'''
+
+    def __init__(self, process: int):
+        self.process = process
+
+    def step(self, run):
+        if run.count == 2:
+            os.kill(self.process, signal.SIGHUP)
+            time.sleep(1)
 
 
 class Loud(Hook):
@@ -228,6 +250,73 @@ def test_what_fails_costs_nobody_else_anything(place, capfd):
     assert "not finite at step" in line
     assert str(cells[2].folder.relative_to(place) / "failed.json") in line
     assert "Traceback" not in out + err
+
+
+def test_what_does_not_fit_fails_before_the_sweep_once(place, capfd):
+    """Of each kind of run one is assembled; its twelve seeds are one line, and what it has to say is said once."""
+    wrong = [cell(f"seed={seed}", "model=lenet") for seed in range(12)]
+    cells = [*wrong, cell("seed=0", hook("Say", line="nothing comes of this")), cell("seed=1")]
+    outcome = go(cells)
+    assert statuses(outcome, cells) == ["failed"] * 12 + ["done"] * 2
+    out, err = capfd.readouterr()
+    assert err.count("\n") == 1, err
+    (line,) = err.splitlines()
+    assert line.startswith("[12/14] failed  12 runs such as seed=0 model=lenet  ")
+    assert "lenet needs images" in line
+    (note,) = (line for line in out.splitlines() if line.startswith("note"))
+    assert note.startswith("note    nothing comes of this  (seed=0 ++hook.say=")
+    assert not any(each.folder.exists() for each in wrong)
+    assert [line[:11] for line in out.splitlines() if " done " in line] == ["[13/14] don", "[14/14] don"]
+    stopped = go([cell("seed=5"), cell("seed=5", "model=lenet")], on_error="stop")
+    assert [*stopped.values()] == ["missing", "failed"]
+
+
+def test_the_end_of_a_terminal_stops_as_sigterm_does(place, capfd):
+    cells = [cell("seed=0", hook("Hang", process=os.getpid())), cell("seed=1", hook("Hang", process=os.getpid()))]
+    outcome = go(cells, jobs=1)
+    assert statuses(outcome, cells) == ["stopped", "missing"]
+    assert (outcome.signal, outcome.status) == ("SIGHUP", 129)
+    assert (cells[0].folder / "last.pt").exists()
+    out, err = capfd.readouterr()
+    assert "stopping after the present step, with the state saved" in out
+    assert "stopped by SIGHUP: 0 of 2 runs are done; the same command goes on from here" in err
+
+
+# ---- two commands at once
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_another_process_is_at_is_awaited(packed, place, capfd):
+    """One run is held by somebody who finishes it, one by somebody who gives it up; both end as done."""
+    cells = [cell(f"seed={seed}", *(["model.hidden=[4]"] if packed else [])) for seed in range(3)]
+    away = run(cell("seed=0", *cells[0].overrides[1:], "name=elsewhere").config, [], say=lambda *_: None)
+    with Record(cells[0].folder, []) as first, Record(cells[1].folder, []):
+        seconds = threading.Timer(3, lambda: first.finish(away))
+        seconds.start()
+        found = {}
+        other = threading.Thread(target=lambda: found.update(go(cells, pack=3 if packed else "off", jobs=1)))
+        other.start()
+        seconds.join()
+    other.join()
+    assert [found[each.folder] for each in cells] == ["done"] * 3
+    assert json.loads((cells[0].folder / "result.json").read_text())["name"] == "elsewhere"  # nobody did it again
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert out.count("] done ") == 3
+    assert f"running elsewhere: 2 runs (process {os.getpid()} on " in out
+
+
+def test_what_another_process_has_done_meanwhile_is_not_done_again(place, capfd):
+    cells = [cell("seed=0"), cell("seed=1")]
+    outcome = Outcome()
+    outcome.update((each.folder, "missing") for each in cells)
+    host = pool._Pool(cells, sweep(jobs=1), Path("sweep"), outcome)
+    run(cells[0].config, [], say=lambda *_: None)
+    worker = Silent()
+    host._next(worker)
+    assert [task.cells for task in worker.given] == [[cells[1]]]
+    assert host.outcome[cells[0].folder] == "done"
+    assert "[1/2] done" in capfd.readouterr().out
 
 
 def test_after_a_failure_nothing_starts_where_the_user_says_so(place, capfd):
@@ -432,7 +521,7 @@ def test_a_group_is_cut_for_all_workers(monkeypatch):
     cells = list(range(10))
 
     def cut(workers=3, **settings):
-        return [(len(task.cells), task.group) for task in tasks(cells, sweep(**settings), workers)]
+        return [(len(task.cells), task.group) for task in tasks(cells, pack.groups(cells), sweep(**settings), workers)]
 
     assert cut() == [(3, 1), (3, 1), (1, None), (1, None), (1, None), (1, None)]
     assert cut(workers=1) == [(7, 1), (2, 2), (1, None)]

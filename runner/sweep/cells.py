@@ -182,14 +182,22 @@ def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
             f"\nsaved as {near(home(cells) / 'table')}.md, .tex, .csv, .png; the runs in {near(home(cells))}",
             flush=True,
         )
-    failed, left = [], []
+    failed, left = {}, []
     for cell in cells:
         trace = cell.folder / "failed.json"
         if not done(cell) and (trace.exists() or cell.folder in why):
-            failed.append(f"  {cell}   ({trace if trace.exists() else why[cell.folder]})")
+            failed.setdefault(str(trace) if trace.exists() else why[cell.folder], []).append(cell)
         elif not done(cell):
             left.append(f"  {cell}")
-    for lines, what in ((failed, "failed"), (left, "are not done; the same command goes on with them")):
+    count = sum(map(len, failed.values()))
+    said = [
+        f"  {of[0]}{f' and {len(of) - 1} more of its kind' if len(of) > 1 else ''}   ({line})"
+        for line, of in failed.items()
+    ]
+    for number, lines, what in (
+        (count, said, "failed"),
+        (len(left), left, "are not done; the same command goes on with them"),
+    ):
         if lines:
-            print(f"\n{len(lines)} of {len(cells)} runs {what}:", *lines, sep="\n", file=sys.stderr)
+            print(f"\n{number} of {len(cells)} runs {what}:", *lines, sep="\n", file=sys.stderr)
     return 1 if failed or left else 0

@@ -169,8 +169,10 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
         if states.get(cell.folder) == "failed":
             trace = cell.folder / "failed.json"
             print(f"failed: {cell}   ({trace if trace.exists() else why.get(cell.folder)})", file=sys.stderr)
-    if "stopped" in states.values() or getattr(states, "signal", ""):
-        return 143 if "TERM" in getattr(states, "signal", "") else 130
+    if getattr(states, "signal", ""):
+        return states.status
+    if "stopped" in states.values():
+        return 130
     return 0 if all(map(done, plan.asked)) else 1
 
 

@@ -17,11 +17,12 @@ from runner import checkpoint
 from runner.build import locate, parameters
 from runner.config import LISTS, SINGLES
 from runner.diagnose import NonFinite
-from runner.record import Stopped
+from runner.record import InUse, Stopped
 from runner.replicas import Broken, Replicas, Unpackable, refuse, tolerance
 from runner.run import Job, run, signals
 from runner.schema import Range
-from runner.sweep.cells import Cell
+from runner.sweep.cells import Cell, done
+from runner.sweep.elsewhere import in_use
 from runner.trainer import Trainer
 
 __all__ = ["Unpackable", "groups", "together"]
@@ -101,7 +102,7 @@ def together(
     """Train the cells side by side in this process, each with its own folder, as `runner.run.run` would one of them.
 
     pack: "auto", or any number: train them so even where it is slower. say: prints a line. ended(cell, status,
-    message) is called once for each cell that is "done" or "failed".
+    message) is called once for each cell that is "done", "failed", or "elsewhere": another process is at it.
 
     Raises
     ------
@@ -153,9 +154,13 @@ def _alone_to_the_end(cell: Cell, ended) -> None:
     except (Stopped, KeyboardInterrupt):
         raise
     except Exception as error:
-        ended(cell, "failed", _said(error))
+        ended(cell, *_ended(error))
     else:
         ended(cell, "done", "")
+
+
+def _ended(error: BaseException) -> tuple[str, str]:
+    return ("elsewhere", "") if in_use(error) else ("failed", _said(error))
 
 
 def _said(error: BaseException) -> str:
@@ -174,14 +179,17 @@ def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
     def fail(trainer: Trainer, error: BaseException) -> None:
         cell, _, stack = by_trainer.pop(id(trainer))
         stack.__exit__(type(error), error, error.__traceback__)
-        ended(cell, "failed", _said(error))
+        ended(cell, *_ended(error))
 
     with signals(ask):
         lost = {}
-        for k, (_, job) in enumerate(jobs):
+        for k, (cell, job) in enumerate(jobs):
             stack = by_trainer[id(job.trainer)][2]
             try:
                 stack.enter_context(job.locked())
+                if done(cell) or _count(cell.folder / "last.pt") != job.trainer.count:
+                    stack.close()
+                    raise InUse(f"{cell.folder}: another process has been at it since this one looked")
                 job.start()
             except Exception as error:
                 lost[k] = error

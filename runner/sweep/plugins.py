@@ -51,7 +51,7 @@ class Pool(Launcher):
             objective.searchable(cell.config)
         outcome = pool.run(cells, Sweep(**cells[0].config["sweep"]), Path(self.config.hydra.sweep.dir))
         if outcome.signal:
-            raise SystemExit(143 if "TERM" in outcome.signal else 130)
+            raise SystemExit(outcome.status)
         self.why |= outcome.why
         return [self.told(cell, outcome[cell.folder]) for cell in cells]
 

@@ -5,8 +5,9 @@ It trains one run after another, or a pack of runs side by side (`runner.sweep.p
 command alone would; what a run prints goes to the worker's log. It holds one end of a pipe: where the other end closes,
 the command is gone, and the worker stops its run after the present step, with the state saved, and ends.
 
-Signals. Ctrl-C reaches all processes of a terminal, and means what the command makes of it: workers never see it. The
-command tells those that are in a run with SIGTERM, which a run takes as a wish to stop (`runner.run`).
+Signals. Ctrl-C and the end of a terminal (SIGHUP) reach all its processes, and mean what the command makes of them:
+workers never see them. The command tells those that are in a run with SIGTERM, which a run takes as a wish to stop
+(`runner.run`).
 """
 
 import contextlib
@@ -31,11 +32,13 @@ from pathlib import Path
 from runner.config import Sweep
 from runner.record import Stopped, finished, history, write_json
 from runner.sweep.cells import Cell, distinct, done, near
+from runner.sweep.elsewhere import Elsewhere, in_use
+from runner.sweep.preflight import CHECK, Preflight, look, said
 
 # What every run needs; torch's optimizers import its compiler
 PRELOAD = ["torch", "torch._dynamo", "runner.run", "runner.sweep.pool", "runner.sweep.pack"]
 PRELOAD += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
-STOPPING = {signal.SIGINT, signal.SIGTERM}
+STOPPING = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
 GRACE = 10.0  # seconds that a worker has for ending when it has nothing more to do
 
 
@@ -50,14 +53,22 @@ class Outcome(dict):
         self.signal = ""
         self.why: dict[Path, str] = {}
 
+    @property
+    def status(self) -> int:
+        """What a command that was stopped ends with: 128 and the signal's number."""
+        return 128 + signal.Signals[self.signal]
+
 
 def run(cells: list[Cell], settings: Sweep, place: Path) -> Outcome:
     """Train every cell that is not done yet, and say so while it goes on.
 
     place : the folder for the workers' logs and the sweep's own, sweep.log; made where missing.
 
-    After SIGINT or SIGTERM the runs in progress end after their present step with their state saved, nothing new
-    starts, and this returns; a second SIGINT ends them at once. Raises OSError where `place` cannot be made.
+    Of every kind of run one is assembled first: what does not fit fails before anything has been trained. A run that
+    another process is at is awaited.
+
+    After SIGINT, SIGTERM or SIGHUP the runs in progress end after their present step with their state saved, nothing
+    new starts, and this returns; a second SIGINT ends them at once. Raises OSError where `place` cannot be made.
     """
     cells = distinct(cells)
     outcome = Outcome()
@@ -123,14 +134,12 @@ class Task:
     group: int | None = None
 
 
-def tasks(todo: list[Cell], settings: Sweep, workers: int) -> list[Task]:
-    """The largest first. A group makes at least as many packs as there are workers."""
+def tasks(todo: list[Cell], kinds: list[list[Cell]], settings: Sweep, workers: int) -> list[Task]:
+    """The largest first. A kind, as of `pack.groups`, makes at least as many packs as there are workers."""
     if settings.pack == "off":
         return [Task([cell]) for cell in todo]
-    from runner.sweep.pack import groups
-
     found = []
-    for number, group in enumerate(groups(todo)):
+    for number, group in enumerate(kinds):
         size = math.ceil(len(group) / workers) if settings.pack == "auto" else settings.pack
         for start in range(0, len(group), size):
             part = group[start : start + size]
@@ -209,6 +218,11 @@ class _Worker:
         self.open = dict(enumerate(task.cells))
         self._send((task.cells, None if task.group is None else pack))
 
+    def ask(self, what, how: str) -> None:
+        """For an answer that is no run."""
+        self.task, self.open = Task([]), {}
+        self._send((what, how))
+
     def dismiss(self) -> None:
         self.task, self.open, self.dismissed = Task([]), {}, time.monotonic()
         self._send(None)
@@ -230,7 +244,11 @@ class _Pool:
         # As many as all cells need: a sweep that goes on has the same threads per run as before, hence the same bits
         places = leases((cell.config["device"] for cell in todo), settings, visible(), cpus)[: len(cells)]
         self.threads = threads(cpus, len(places))
-        self.queue = deque(tasks(todo, settings, len(places)))
+        from runner.sweep.pack import groups
+
+        self.kinds = groups(todo)
+        self.queue = deque(tasks(todo, self.kinds, settings, len(places)))
+        self.elsewhere = Elsewhere()
         self.free = deque(enumerate(places))
         self.environment: dict[str, str] = {}
         if any(cell.config["train"]["deterministic"] for cell in todo):
@@ -245,6 +263,12 @@ class _Pool:
     def run(self) -> None:
         with self._signals(), self.display:
             try:
+                warm()
+                if sum(map(len, self.kinds)) > 1:
+                    Preflight(self.kinds, self).run()
+                for worker in list(self.workers):
+                    if worker.process.is_alive():
+                        self._next(worker)
                 self._loop()
             finally:
                 self._end()
@@ -253,18 +277,35 @@ class _Pool:
             count = sum(status == "done" for status in self.outcome.values())
             how = "stopped at once" if self.at_once else f"stopped by {self.signal}"
             what = f"{count} of {len(self.outcome)} runs are done; the same command goes on from here"
-            print(f"{how}: {what}", file=sys.stderr, flush=True)
+            _say(f"{how}: {what}", sys.stderr)
+
+    def begin(self) -> _Worker:
+        """One more worker, in a free place."""
+        number, lease = self.free.popleft()
+        self.workers.append(_Worker(number, lease, self.place, self.environment, self.threads))
+        return self.workers[-1]
+
+    def cannot(self, kind: list[Cell], why: str) -> None:
+        """Runs of a kind that does not fit together have failed, before the first of them."""
+        for cell in kind:
+            self.outcome[cell.folder], self.outcome.why[cell.folder] = "failed", why
+        lost = {cell.folder for cell in kind}
+        left = [Task([cell for cell in task.cells if cell.folder not in lost], task.group) for task in self.queue]
+        self.queue = deque(task for task in left if task.cells)
+        self.display.cannot(kind, why)
+        self._halt_if_asked()
 
     def _loop(self) -> None:
-        warm()
         while True:
+            self._look_elsewhere()
             while self.queue and self.free and not self.halted:
-                number, lease = self.free.popleft()
-                worker = _Worker(number, lease, self.place, self.environment, self.threads)
-                self.workers.append(worker)
-                self._next(worker)
+                self._next(self.begin())
             if not self.workers:
-                return
+                if not self.elsewhere or self.halted:
+                    return
+                self._say_once("elsewhere", f"{self.elsewhere}; waiting for it (Ctrl-C: no longer)")
+                time.sleep(0.2)
+                continue
             sources = {worker.pipe: worker for worker in self.workers}
             sources |= {worker.process.sentinel: worker for worker in self.workers}
             ready = multiprocessing.connection.wait(list(sources), timeout=0.2)
@@ -275,14 +316,27 @@ class _Pool:
                     worker.tell(signal.SIGKILL)
             if self.signal and any(worker.open for worker in self.workers):
                 self._say_once("stop", "stopping after the present step, with the state saved (Ctrl-C: at once)")
+            elif self.signal:
+                self._say_once("stop", "stopping: no run is in progress")
             self.display.show(self.workers)
 
     def _next(self, worker: _Worker) -> None:
-        """Give a worker its next task, or its leave."""
-        if self.queue and not self.halted:
-            worker.give(self.queue.popleft(), self.settings.pack)
-        else:
-            worker.dismiss()
+        """Give a worker its next task, or its leave. What another process has done meanwhile is done."""
+        while self.queue and not self.halted:
+            task = self.queue.popleft()
+            for cell in filter(done, task.cells):
+                self._close(cell, "done")
+            if left := [cell for cell in task.cells if not done(cell)]:
+                worker.give(Task(left, task.group if len(left) > 1 else None), self.settings.pack)
+                return
+        worker.dismiss()
+
+    def _look_elsewhere(self) -> None:
+        if self.elsewhere:
+            ready, given_up = self.elsewhere.look(time.monotonic())
+            for cell in ready:
+                self._close(cell, "done")
+            self.queue.extend(Task([cell]) for cell in given_up)
 
     def _hear(self, worker: _Worker) -> None:
         """Everything that a worker has said; then its death, where it is dead."""
@@ -316,13 +370,22 @@ class _Pool:
 
     def _ended(self, worker: _Worker, number: int, status: str, line: str = "") -> None:
         cell = worker.open.pop(number, None)
-        if cell is None:
-            return
+        if cell is not None and status == "elsewhere":
+            self.elsewhere.add(cell)
+        elif cell is not None:
+            self._close(cell, status, line, worker.task.group is not None)
+
+    def _close(self, cell: Cell, status: str, line: str = "", packed: bool = False) -> None:
+        """A run has ended, here or elsewhere."""
         self.outcome[cell.folder] = status
         if status == "failed":
             self.outcome.why[cell.folder] = line
-        self.display.ended(cell, status, line, worker)
-        if status == "failed" and self.settings.on_error == "stop":
+        self.display.ended(cell, status, line, packed)
+        if status == "failed":
+            self._halt_if_asked()
+
+    def _halt_if_asked(self) -> None:
+        if self.settings.on_error == "stop":
             self.halted = True
             self._say_once("halt", "sweep.on_error=stop: no further run starts")
 
@@ -466,15 +529,28 @@ class _Display:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
         file = sys.stderr if error else sys.stdout
         if self.bar is None:
-            print(line, file=file, flush=True)
+            _say(line, file)
         else:
-            self.bar.write(line, file=file)
+            with contextlib.suppress(OSError, ValueError):
+                self.bar.write(line, file=file)
 
-    def ended(self, cell: Cell, status: str, line: str, worker: _Worker) -> None:
+    def counter(self, what: str, count: int, total: int, of: str) -> None:
+        """How far the sweep's beginning is, on a terminal."""
+        if self.bar is not None and total > 1:
+            self.bar.set_postfix_str(f"{what} {count} of {total} {of}", refresh=True)
+
+    def cannot(self, kind: list[Cell], why: str) -> None:
+        self.count += len(kind)
+        head = f"[{self.count:>{len(str(self.total))}}/{self.total}] failed"
+        self.print(f"{head}  {said(kind, self.named)}  {_cut(why)}", error=True)
+        if self.bar is not None:
+            self.bar.update(len(kind))
+
+    def ended(self, cell: Cell, status: str, line: str, packed: bool) -> None:
         if status == "stopped":
             return
         self.count += 1
-        self.packed += worker.task.group is not None
+        self.packed += packed
         head = f"[{self.count:>{len(str(self.total))}}/{self.total}] {status:<6}  {self.named(cell)}"
         if status == "failed":
             trace = cell.folder / "failed.json"
@@ -492,7 +568,14 @@ class _Display:
         running = sum(len(worker.open) for worker in workers)
         packed = self.packed + sum(len(worker.open) for worker in workers if worker.task.group is not None)
         text = f"{counts['done']} done, {running} running, {counts['failed']} failed, {packed} packed"
-        self.bar.set_postfix_str(text, refresh=True)
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone
+            self.bar.set_postfix_str(text, refresh=True)
+
+
+def _say(line: str, file) -> None:
+    """A line to a reader that may have gone."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=file, flush=True)
 
 
 def _cut(line: str, width: int = 200) -> str:
@@ -599,6 +682,10 @@ def serve(pipe, log: Path, environment: dict[str, str], threads: int) -> None:
     while not here.stop and (task := inbox.get()) is not None:
         here.anew()
         cells, pack = task
+        if pack == CHECK:
+            number, cell = cells
+            here.send("checked", number, *look(cell))
+            continue
         print(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')}", *(f"{cell}  {cell.folder}" for cell in cells), sep="\n")
         if pack is None:
             status, line = _alone(here, cells[0])
@@ -626,6 +713,8 @@ def _alone(here: _Here, cell: Cell) -> tuple[str, str]:
     except (KeyboardInterrupt, Stopped):
         return _stopped(here)
     except BaseException as error:
+        if in_use(error):
+            return "elsewhere", ""
         line = _line(error)
         known = isinstance(error, ConfigError) or (folder / "failed.json").exists()
         return "failed", line if known else f"{line}  ({near(here.log)})"

@@ -421,11 +421,18 @@ def test_wrn_ends_with_norm_relu_and_mean():
 
 
 def test_wrn_initial_weights():
-    model = WideResNet((3, 32, 32), 10, depth=10, widen=4)
+    """models/utils.lua of szagoruyko/wide-residual-networks at ae6d0d0: math.sqrt(2 / (kW * kH * nInputPlane))."""
+    model = WideResNet((3, 32, 32), 10, depth=10, widen=10)  # of 28-10 the first block of every stage
+    block = model.body[1]
+    expected = {model.body[0]: 0.272, block.conv1: 0.118, block.shortcut: 0.354}
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
-            assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+            fan_in = module.weight[0].numel()
+            found, spread = module.weight.std().item(), 4 / (2 * module.weight.numel()) ** 0.5  # four standard errors
+            assert found == pytest.approx((2 / fan_in) ** 0.5, rel=spread)
+            if module in expected:
+                assert found == pytest.approx(expected.pop(module), rel=spread)
+    assert not expected
     assert not model.head.bias.any()
 
 

@@ -38,8 +38,10 @@ class WideResNet(Classifier):
     a linear classifier. For CIFAR-10 WRN-28-10 has 36,479,194 parameters and WRN-16-8 has 10,961,370 (36.5M and 11.0M
     in the paper).
 
-    Weights start as in the authors' published code: convolutions normal with variance 2 / fan_out, the classifier's
-    weight as `nn.Linear` draws it, its bias zero.
+    Weights start as in the authors' published code (szagoruyko/wide-residual-networks, models/utils.lua): convolutions
+    normal with variance 2 / fan_in, the classifier's weight as `nn.Linear` draws it, its bias zero. It was fan_out
+    there before September 2016 (commit ea02518, "fix MSRA init"). Scales of BN start at 1, as PyTorch has it; in the
+    code uniform in [0, 1), as Lua's Torch had it. Its later PyTorch version draws the classifier like a convolution.
 
     Parameters
     ----------
@@ -84,5 +86,5 @@ class WideResNet(Classifier):
         super().__init__(body, nn.Linear(inputs, classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         nn.init.zeros_(self.head.bias)

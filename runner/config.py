@@ -100,8 +100,10 @@ def check_all(config: dict) -> None:
         config[key] = value = settled(root[key], hints[key])
         if wrong := misfit(value, hints[key]):
             raise ConfigError(f"{key}={short(value)}: must be {wrong}")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config["device"]):
-        raise ConfigError(f"device={config['device']}: must be one of auto, cpu, cuda, cuda:<number>, mps")
+    if config["device"].startswith("mps"):
+        raise ConfigError(f"device={config['device']}: Apple's GPUs have no float64, in which a run sums; take device=cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
+        raise ConfigError(f"device={config['device']}: must be one of auto, cpu, cuda, cuda:<number>")
     for key, schema, example in (("train", Train, "epochs=20"), ("sweep", Sweep, "jobs=2")):
         if not isinstance(config.get(key), dict):
             raise ConfigError(f"{key}={short(config.get(key))}: it has keys of its own, such as {key}.{example}")

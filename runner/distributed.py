@@ -15,7 +15,7 @@ world = int(os.environ.get("WORLD_SIZE", 1))
 def device(name: str) -> torch.device:
     """`auto`: this process's GPU where there is one, else the CPU."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return torch.device(name)

@@ -131,8 +131,6 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
             raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices here")
         torch.cuda.set_device(device)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device=mps: there is no Apple GPU here")
     strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if strict != (train.deterministic, False):  # not in any case: the call imports the compiler, which takes a second
         torch.use_deterministic_algorithms(train.deterministic)

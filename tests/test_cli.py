@@ -51,6 +51,7 @@ def one_line(result) -> str:
         (["loss="], "loss= names no option. There are: adaface"),
         (["train=foo"], "train=foo: it has keys of its own"),
         (["device=tpu"], "device=tpu: must be one of auto, cpu"),
+        (["device=mps"], "device=mps: Apple's GPUs have no float64"),
         (["dataset.subset=9999"], "dataset.subset=9999 is more than the 1438 training samples"),
         (["model=lenet"], "lenet needs images of at least 12 x 12 pixels, got 8 x 8"),
         (["model=timm"], "set model.name="),

@@ -110,7 +110,7 @@ def leases(devices: Iterable[str], settings: Sweep, gpus: list[str], cpus: int) 
     devices = set(devices)
     if devices & {"auto", "cuda"} and gpus:
         places: list[str | None] = list(gpus)
-    elif named := {device for device in devices if device.startswith(("cuda:", "mps"))}:
+    elif named := {device for device in devices if device.startswith("cuda:")}:
         places = [None] * len(named)
     else:
         places = [None] * cpus

@@ -101,7 +101,7 @@ def check_all(config: dict) -> None:
         if wrong := misfit(value, hints[key]):
             raise ConfigError(f"{key}={short(value)}: must be {wrong}")
     if config["device"].startswith("mps"):
-        raise ConfigError(f"device={config['device']}: Apple's GPUs have no float64, in which a run sums; take device=cpu")
+        raise ConfigError(f"device={config['device']}: Apple's GPUs have no float64, which sums need; set device=cpu")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config["device"]):
         raise ConfigError(f"device={config['device']}: must be one of auto, cpu, cuda, cuda:<number>")
     for key, schema, example in (("train", Train, "epochs=20"), ("sweep", Sweep, "jobs=2")):

@@ -214,7 +214,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     origin = None
     if start is not None:
         parts = start.into_loss(loss, config["choices"]["loss"], trains=not rounds)
-        origin = {"path": str(start.path), "weights": start.digest(), "step": start.step, **parts}
+        facts, lines = start.compare(config, dataset.fingerprint)
+        origin = {"path": str(start.path), "weights": start.digest(), "step": start.step, **parts, **facts}
+        dataset.notices += lines
     risk = build(config["risk"], "risk", **context).to(device)
     _try_loss(loss, risk, out, example)
     weights = Weights(model, loss, risk)
@@ -418,7 +420,8 @@ def _heading(config: dict, overrides: list[str], job: Job, place: Path) -> str:
 
 
 def _origin(origin: dict) -> str:
-    parts = [f"start   {origin['path']}, step {origin['step']:,}"]
+    step = "an unknown step" if origin["step"] is None else f"step {origin['step']:,}"
+    parts = [f"start   {origin['path']}, {step}"]
     parts += [f"left out of it: {', '.join(origin['left_out'])} of the loss"] if origin["left_out"] else []
     parts += [f"not from there: {', '.join(origin['fresh'])} of the loss"] if origin["fresh"] else []
     return "; ".join(parts)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from runner import checkpoint
 from runner.build import ConfigError, locate
+from runner.heldout import compare
 from runner.loss import Loss
 from runner.quantization.none import Identity
 from runner.record import read_config
@@ -34,22 +35,56 @@ class Start:
     def __init__(self, where: str):
         self.where, self.path = where, find(where)
         state = self._load()
-        self.step: int = state.get("step", state.get("count"))
+        step = state.get("step", state.get("count"))
+        self.step: int | None = step if isinstance(step, int) else None
         shown = state.get("shown", state)
         self.model: dict[str, Tensor] = dict(shown["model"])
         self.loss: dict[str, Tensor] = {**state["loss"], **shown["loss"]}
-        config = self.path.parent / ".hydra" / "config.yaml"
-        self.config: dict[str, Any] = read_config(self.path.parent) if config.exists() else {}
+        self.config = self._config()
         self._refuse_quantized()
 
     def _load(self) -> dict:
         try:
             state = checkpoint.load(self.path)
         except Exception as error:  # whatever torch and pickle make of a file that is something else
-            raise ConfigError(f"checkpoint={self.where}: {self.path.name} is no checkpoint, or damaged") from error
-        if not isinstance(state, dict) or not {"model", "loss"} <= state.keys():
-            raise ConfigError(f"checkpoint={self.where}: {self.path.name} does not hold the weights of a run")
+            raise ConfigError(
+                f"checkpoint={self.where}: {self.path.name} is no checkpoint, or damaged{self._others()}"
+            ) from error
+        parts = [state, state.get("shown", state)] if isinstance(state, dict) else [None]
+        if not all(_has_weights(part) for part in parts):
+            raise ConfigError(
+                f"checkpoint={self.where}: {self.path.name} does not hold the weights of a run{self._others()}"
+            )
         return state
+
+    def _others(self) -> str:
+        """What else there is to start from, for the end of a message."""
+        found = sorted(path.name for path in self.path.parent.glob("*.pt") if path.is_file() and path != self.path)
+        found = [name for name in found if name != "quantized.pt"]
+        return f"; beside it there is {' and '.join(found)}" if found else ""
+
+    def _config(self) -> dict[str, Any]:
+        """Of the checkpoint's run; empty for a file alone."""
+        if not (self.path.parent / ".hydra" / "config.yaml").exists():
+            return {}
+        try:
+            config = read_config(self.path.parent)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"checkpoint={self.where}: {error}") from error
+        nodes = [config.get(group) for group in ("dataset", "loss", "quantization")] if isinstance(config, dict) else []
+        if not nodes or not all(isinstance(node, dict) and "_target_" in node for node in nodes):
+            raise ConfigError(
+                f"checkpoint={self.where}: {self.path.parent}/.hydra/config.yaml is not a run's config; without that "
+                "file the checkpoint is taken as it is"
+            )
+        return config
+
+    def compare(self, config: dict, fingerprint: str) -> tuple[dict, list[str]]:
+        """See `runner.heldout.compare`."""
+        facts, lines = compare(self.config, self.path.parent, config, fingerprint)
+        if self.path.name == "best_test.pt":
+            lines.append("checkpoint: best_test.pt was chosen by its measures on test, which are no estimate then")
+        return facts, lines
 
     def _refuse_quantized(self) -> None:
         option = self.config.get("choices", {}).get("quantization", "")
@@ -149,6 +184,13 @@ def digest(where: str) -> str:
 @lru_cache(maxsize=256)
 def _digest(where: str, path: Path, *state: int) -> str:
     return Start(where).digest()
+
+
+def _has_weights(part) -> bool:
+    return isinstance(part, dict) and all(
+        isinstance(part.get(key), dict) and all(isinstance(tensor, Tensor) for tensor in part[key].values())
+        for key in ("model", "loss")
+    )
 
 
 def _has_head(kind: type) -> bool:

@@ -176,6 +176,7 @@ class Record:
         self._size = 0
         self._step = None
         self._result = None
+        self.beside = 1  # the runs that are trained in one pass with this one, itself included
 
     # -- the lock
 
@@ -349,7 +350,8 @@ class Record:
     def _note_session(self, now: str, config: dict, resumed_lines: int | None) -> None:
         path = self.folder / "environment.json"
         sessions = (read_json(path) or {}).get("sessions", [])
-        session = {"start": now, "resumed_lines": resumed_lines, **environment(str(config.get("device", "cpu")))}
+        session = {"start": now, "resumed_lines": resumed_lines, "side_by_side": self.beside}
+        session |= {**environment(str(config.get("device", "cpu")))}
         session["git"], patch = _code()
         if patch:
             number = len(sessions) + 1

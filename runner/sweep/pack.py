@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -22,6 +22,7 @@ from runner.replicas import Broken, Replicas, Unpackable, refuse, tolerance
 from runner.run import Job, run, signals
 from runner.schema import Range
 from runner.sweep.cells import Cell, done
+from runner.sweep.decision import Decision
 from runner.sweep.elsewhere import in_use
 from runner.trainer import Trainer
 
@@ -107,7 +108,8 @@ def together(
     Raises
     ------
     Unpackable
-        Before anything is written; with "auto" also where a measurement says that it would not be faster. Where it only
+        Before any run is written to; with "auto" also where a measurement, made once for a kind of run and kept
+        (`runner.sweep.decision`), says that it would not be faster. Where it only
         turns out later, the runs can go on one by one from their last save.
     Stopped
         After SIGINT or SIGTERM, with every cell's state saved.
@@ -168,7 +170,8 @@ def _said(error: BaseException) -> str:
 
 
 def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
-    side = _trial([job.trainer for _, job in jobs], pack, say)
+    with Decision(jobs[0][0], jobs[0][1].trainer.device) if pack == "auto" else nullcontext() as decision:
+        side = _trial([job.trainer for _, job in jobs], decision, say)
     by_trainer = {id(job.trainer): (cell, job, ExitStack()) for cell, job in jobs}
     stop = ""
 
@@ -190,6 +193,7 @@ def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
                 if done(cell) or _count(cell.folder / "last.pt") != job.trainer.count:
                     stack.close()
                     raise InUse(f"{cell.folder}: another process has been at it since this one looked")
+                job.record.beside = len(jobs)
                 job.start()
             except Exception as error:
                 lost[k] = error
@@ -263,15 +267,23 @@ class _Last:
 # ---- the trial
 
 
-def _trial(trainers: list[Trainer], pack: str | int, say) -> Replicas:
+def _trial(trainers: list[Trainer], decision: Decision | None, say) -> Replicas:
     """Put them together; two of them are also trained alone for some steps, which must come to the same weights.
 
-    Raises Unpackable where they do not, where the step is not made for replicas, and with "auto" where it is slower.
+    Raises Unpackable where they do not, where the step is not made for replicas, and with a decision to make or to
+    follow where it is slower.
     """
+    measured = decision is not None and decision.gain is None
+    if decision is not None and not measured:
+        if decision.gain < WORTH:
+            raise Unpackable(
+                f"side by side they train at {decision.gain:.2f} times the speed of one by one (of {decision.when})"
+            )
+        say(f"{len(trainers)} runs side by side, as decided {decision.when}")
     ends = [trainers[0], trainers[-1]]
     try:
         alone = [_alone(trainer) for trainer in ends]
-        single = _seconds(trainers[0], alone=True) if pack == "auto" else None
+        single = _seconds(trainers[0], alone=True) if measured else None
     except NonFinite:
         raise Unpackable("a run diverges within its first steps") from None
     try:
@@ -284,8 +296,8 @@ def _trial(trainers: list[Trainer], pack: str | int, say) -> Replicas:
             if not off <= tolerance(run) * moved:
                 raise Unpackable(f"side by side its weights differ from those alone by {(off / moved).item():.1%}")
         run.restore(before)
-        if pack == "auto":
-            gain = single * len(trainers) / _seconds(run, alone=False)
+        if measured:
+            decision.gain = gain = single * len(trainers) / _seconds(run, alone=False)
             run.restore(before)
             if gain < WORTH:
                 raise Unpackable(f"{len(trainers)} side by side train at {gain:.2f} times the speed of one by one")

@@ -27,6 +27,7 @@ from runner.hook import Hook, Hooks
 from runner.listing import conf_dir
 from runner.precision import Precision
 from runner.quantization.late import Late
+from runner.reach import unreached
 from runner.record import Record, finished
 from runner.start import Start
 from runner.trainer import Trainer
@@ -256,6 +257,13 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     trainer.origin = origin
     if rounds:
         trainer.steps = 0
+    else:
+        parts = {"loss": loss, "risk": risk, "schedule": trainer.schedule, "sharpness": trainer.sharpness}
+        parts |= {"quantization": transform, "federated": federated}
+        options = {f"{group}={config['choices'][group]}": part for group, part in parts.items()}
+        options |= {f"hook={name}": hooks[name] for name in config["hook"]}
+        for where, part in options.items():
+            trainer.notices += unreached(where, part, federated.clocks(trainer, part))
     return trainer, federated, transform, calibration
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from runner.build import ConfigError
 from runner.listing import conf_dir, options
 from runner.model.timm import Timm
 from runner.quantization.fake import QuantizedConv2d, QuantizedLinear, QuantizedSame, Same, kind
@@ -99,9 +100,13 @@ def test_exponents_and_bits_of_self_compression_begin_anew():
     assert (layer.quantize_w.bits == 8).all() and (layer.quantize_w.shift == 0).all()
 
 
-@pytest.mark.parametrize(
-    "begin, steps, first", [(0.1, 30, 3), (0.3, 10, 3), (0.25, 10, 3), (0.999, 10, 10), (0.5, 1, 1)]
-)
+@pytest.mark.parametrize("begin, steps", [(0.999, 10), (0.5, 1)])
+def test_a_run_that_would_never_quantize_is_refused(begin, steps):
+    with pytest.raises(ConfigError, match=f"^quantization=lsq: begin={begin} comes after {steps} steps, and there are"):
+        trainer(*SMALL, "quantization=lsq", f"quantization.begin={begin}", f"train.steps={steps}")
+
+
+@pytest.mark.parametrize("begin, steps, first", [(0.1, 30, 3), (0.3, 10, 3), (0.25, 10, 3), (0.8, 10, 8)])
 def test_the_step_it_begins_with(begin, steps, first):
     run = trainer(*SMALL, "quantization=lsq", f"quantization.begin={begin}", f"train.steps={steps}")
     begun = [step for step, batch in enumerate(islice(batches(run), steps)) if (run.step(batch), on(run) == {True})[1]]

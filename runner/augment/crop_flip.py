@@ -51,9 +51,8 @@ class CropFlip(Augment):
         # sample is one contiguous copy, as long as a padded image, which a view then cuts to size.
         h, w = height + 2 * p, width + 2 * p
         size = channels * h * w
-        row = x.new_full(
-            (samples * size + 2 * p * (w + 1),), self.black
-        )  # the last sample's copy runs over the end of its image
+        end = 2 * p * (w + 1)  # the last sample's copy runs over the end of its image
+        row = x.new_full((samples * size + end,), self.black)
         row[: samples * size].view(samples, channels, h, w)[..., p:-p, p:-p] = x
         places = (u[:, 1:] * (2 * p + 1)).long()
         begin = numbers * size + places[:, 0] * w + places[:, 1]

@@ -1,6 +1,7 @@
 """Federated algorithms: who trains on what, and how the updates come together."""
 
 from runner.hook import Hook
+from runner.reach import Clock
 
 
 class Federated(Hook):
@@ -21,6 +22,10 @@ class Federated(Hook):
     def describe(self, run) -> str:
         """The amount of work, for the run's heading."""
         return f"{run.steps:,} steps of {run.train.batch_size}"
+
+    def clocks(self, run, part) -> list[Clock]:
+        """What counts the steps of an option of the run, once all is started."""
+        return [Clock(run.steps, run.steps_per_epoch)]
 
     def run(self, trainer) -> None:
         """The whole of training."""

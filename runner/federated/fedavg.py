@@ -17,6 +17,7 @@ from runner.federated.clients import Clients, Crew, Updates
 from runner.federated.cores import one_thread, spread
 from runner.federated.partition import Kind, Partition, levels, make
 from runner.hook import Hook
+from runner.reach import Clock
 from runner.record import Stopped, write_json
 from runner.replicas import Unpackable
 from runner.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range, When
@@ -180,6 +181,12 @@ class FedAvg(Federated):
         chosen.sort()
         lost = keyed.generator(self.seed, "client dropout", round_).random(drawn) < self.client_dropout
         return chosen.tolist(), chosen[lost].tolist()
+
+    def clocks(self, run: Trainer, part) -> list[Clock]:
+        if part is self or (isinstance(part, Hook) and type(part).weights is not Hook.weights):  # the server's
+            return [Clock(self.rounds, 1, "rounds")]
+        own = zip(self.clients.steps, self.clients.per_epoch, strict=True)
+        return [Clock(self.rounds * steps, per_epoch, "steps of a client") for steps, per_epoch in own]
 
     def describe(self, run: Trainer) -> str:
         left = f", {(self.partition.owner < 0).sum():,} have none" if (self.partition.owner < 0).any() else ""

@@ -1,5 +1,7 @@
 """FedLD."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from runner.federated.clients import Updates
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
 from runner.loss import wide
+from runner.reach import Begin
 from runner.schema import Fraction, NonNegative
 
 
@@ -48,6 +51,9 @@ class FedLD(FedAvg):
         self.spans = [slice(place.start, place.start + place.size.numel()) for place in run.weights.places]
         self.moved = torch.zeros(len(self.spans), dtype=torch.bool)
         super().start(run)
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin("the first projection", 1, "updates are averaged")
 
     def begin_round(self) -> None:
         super().begin_round()

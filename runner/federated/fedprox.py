@@ -26,6 +26,13 @@ class FedProx(FedAvg):
         super().__init__(**settings)
         self.client = Pull(mu)
 
+    def start(self, run) -> None:
+        super().start(run)
+        if max(self.clients.steps) == 1:
+            run.notices.append(
+                "federated=fedprox: with one step a round its pull is always zero: this is federated=fedavg"
+            )
+
     def brief(self, hook: Hook, clients: list[int]) -> None:
         hook.center = self.weights.data
 

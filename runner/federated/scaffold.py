@@ -1,11 +1,14 @@
 """SCAFFOLD."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from runner.federated.clients import Updates
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
+from runner.reach import Begin
 
 
 class Scaffold(FedAvg):
@@ -37,6 +40,9 @@ class Scaffold(FedAvg):
         self.c = torch.zeros_like(self.weights.data)
         self.own: dict[int, Tensor] = {}  # c_k of the clients that have taken part
         self.news: dict[int, Tensor] = {}  # c_k+ of this round
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin("a variate that is not zero", 1, "this is federated=fedavg")
 
     def brief(self, hook: Hook, clients: list[int]) -> None:
         hook.shift = torch.stack([self.c - self.own[client] if client in self.own else self.c for client in clients])

@@ -1,11 +1,13 @@
 """Hooks: what is added around the step. Every method is optional; the engine calls only those that are defined."""
 
 import copy
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
 
 from torch import Tensor
 
 from runner.batch import Batch, Output
+from runner.reach import Begin
 
 
 class Hook:
@@ -28,6 +30,10 @@ class Hook:
 
     replicas: bool = False
     padding: bool = False
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        return ()
 
     def start(self, run) -> None:
         """Once, when the trainer is built and before any state is restored."""

@@ -1,11 +1,13 @@
 """Deferred re-weighting."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from runner import distributed
 from runner.batch import Batch
 from runner.hook import Hook
 from runner.loss import counts
+from runner.reach import Begin
 from runner.schema import Natural, OpenFraction
 
 
@@ -31,6 +33,9 @@ class DRW(Hook):
         self.epoch = epoch
         n = counts(class_counts, "hook=drw").double()
         self.weights = (1 - beta) / (1 - beta**n)
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin(f"epoch={self.epoch}", self.epoch * steps_per_epoch, "no sample is weighted")
 
     def batch(self, run, batch: Batch) -> Batch:
         if run.count < self.epoch * run.steps_per_epoch:

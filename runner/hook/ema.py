@@ -1,10 +1,13 @@
 """Exponential moving average of the weights."""
 
+import math
+from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
 
 from runner.hook import Hook
+from runner.reach import Begin
 from runner.schema import OpenFraction
 from runner.weights import column
 
@@ -29,6 +32,12 @@ class EMA(Hook):
         self.decay = decay
         self.warm = warm
         self.updates = 0
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        if self.warm is False and self.decay > 0:
+            half = math.ceil(math.log(0.5) / math.log(self.decay))
+            what = f"half of the average at decay={self.decay:g}"
+            yield Begin(what, half, "the average is for the most part the weights before the first step")
 
     def start(self, run) -> None:
         self.average = run.weights.clone()

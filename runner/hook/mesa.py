@@ -1,5 +1,7 @@
 """Memory-efficient sharpness-aware training: the trajectory loss against a moving average of the weights."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.hook.ema import EMA
 from runner.hook.saf import recorded, trajectory
+from runner.reach import Begin
 from runner.schema import Natural, NonNegative, OpenFraction, Positive
 
 
@@ -49,6 +52,11 @@ class MESA(EMA):
         super().__init__(decay, warm=False)
         self.coefficient, self.temperature, self.after = coefficient, temperature, start
         self.shape = (samples, classes)
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        after = (self.after + 1) * steps_per_epoch
+        yield Begin(f"the first epoch with the term (start={self.after})", after, "it changes nothing")
+        yield from super().begins(steps, steps_per_epoch)
 
     def start(self, run) -> None:
         super().start(run)

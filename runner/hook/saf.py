@@ -1,5 +1,7 @@
 """Sharpness-aware training for free: the trajectory loss against recorded outputs."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,7 @@ from runner import distributed
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.loss import wide
+from runner.reach import Begin
 from runner.schema import Count, Natural, NonNegative, Positive
 
 
@@ -66,6 +69,11 @@ class SAF(Hook):
     ):
         self.coefficient, self.temperature, self.lag, self.after = coefficient, temperature, lag, start
         self.shape = (lag, samples, classes)
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        key = f"lag={self.lag}" if self.lag > self.after + 1 else f"start={self.after}"
+        after = max(self.lag, self.after + 1) * steps_per_epoch
+        yield Begin(f"the first epoch with the term ({key})", after, "it changes nothing")
 
     def start(self, run) -> None:
         self.memory = torch.full(self.shape, torch.inf, dtype=run.weights.data.dtype, device=run.device)

@@ -1,5 +1,6 @@
 """Spectral decoupling."""
 
+from collections.abc import Iterable
 from typing import Annotated
 
 from torch import Tensor
@@ -7,6 +8,7 @@ from torch import Tensor
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.loss import wide
+from runner.reach import Begin
 from runner.schema import Natural, NonNegative, Positive, When
 from runner.weights import column
 
@@ -49,6 +51,9 @@ class SpectralDecoupling(Hook):
         scale: Positive = 1.0,
     ):
         self.coefficient, self.delay, self.before, self.scale = coefficient, delay, before, scale
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin(f"delay={self.delay}", self.delay, f"the penalty's coefficient stays at before={self.before:g}")
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         weight = (run.count < self.delay) * self.before + (run.count >= self.delay) * self.coefficient

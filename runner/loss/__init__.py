@@ -1,10 +1,13 @@
 """Losses: per-sample values of the model's output against the targets."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from runner import distributed
 from runner.batch import Batch, Output
+from runner.reach import Begin
 
 
 class Loss(nn.Module):
@@ -31,6 +34,10 @@ class Loss(nn.Module):
     tasks: tuple[str, ...] = ("classes",)
     padding: bool = True
     probabilities: bool = True
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        return ()
 
     def head(self, out: Output) -> Output:
         """The output that training and evaluation go on with, in place of the model's: for a loss that makes the logits

@@ -1,5 +1,6 @@
 """Adaptive label-distributionally robust loss with a KL penalty."""
 
+from collections.abc import Iterable
 from math import log
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from runner.batch import Batch, Output
 from runner.loss import Loss, remember, wide
 from runner.loss.ldr_kl import Scaling, robust, scaled
+from runner.reach import Begin
 from runner.schema import NonNegative, Positive, Range
 
 
@@ -53,6 +55,9 @@ class ALDRKL(Loss):
         self.scaling = scaling
         self.probabilities = scaling == "none" and lam == 1
         self.register_buffer("temperatures", torch.full((samples,), float(lam)))
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin("a sample's second turn", steps_per_epoch, "every temperature is one turn from lam")
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         f = scaled(wide(out.logits), self.scaling)

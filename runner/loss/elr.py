@@ -1,10 +1,13 @@
 """Early-learning regularization."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from runner.batch import Batch, Output
 from runner.loss import Loss, remember, soft_targets, wide
+from runner.reach import Begin
 from runner.schema import NonNegative, OpenFraction
 
 EDGE = 1e-4  # the authors' bounds of p: 1 - <t, p> stays above it
@@ -34,6 +37,9 @@ class ELR(Loss):
         self.beta = beta
         self.lam = lam
         self.register_buffer("targets", torch.zeros(samples, classes))
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin("a sample's second turn", steps_per_epoch, "its running targets have no past, only the present")
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         logp = torch.log_softmax(wide(out.logits), -1)

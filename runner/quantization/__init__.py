@@ -1,14 +1,21 @@
 """Transforms: surgery on the model, for quantization, sparsity and low rank."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 from torch import nn
 
+from runner import reach
 from runner.batch import Batch
 from runner.schema import Range
 
 Begin = Annotated[float, Range(0, 1, open_high=True, alike=True)]
+
+
+def opening(begin: float, steps: int) -> int:
+    """The first step with quantization, of so many."""
+    return math.ceil(begin * steps - 1e-6)  # 0.1 * 30 is more than 3
 
 
 class Transform:
@@ -30,6 +37,11 @@ class Transform:
     calibration: int = 0
     begin: float = 0.0
     after: bool = False
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
+        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        if self.begin:
+            yield reach.Begin(f"begin={self.begin:g}", opening(self.begin, steps), "no step is quantized", needed=True)
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         """Before the weights are made one vector and the optimizer exists. Raises ValueError, in one line."""

@@ -1,16 +1,19 @@
 """Adaptive precision training: fixed-point formats that change while a network is trained."""
 
 import math
+from collections.abc import Iterable
+from itertools import count
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from runner import reach
 from runner.batch import Batch
 from runner.dropout import Masks, uniform
 from runner.hook import Hook
 from runner.loss import wide
-from runner.quantization import Begin, Transform
+from runner.quantization import Begin, Transform, opening
 from runner.quantization.fake import Codes, Float, Quantized, Target, attach, straight
 from runner.schema import Count, Fraction, Natural, NonNegative, Range
 
@@ -135,6 +138,18 @@ class AdaPT(Transform, Hook):
         self.min_lookback, self.max_lookback = min_lookback, max_lookback
         self.min_resolution, self.max_resolution = min_resolution, max_resolution
         self.raise_by, self.normalize, self.l1, self.ends, self.begin = raise_by, normalize, l1, ends, begin
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
+        yield from super().begins(steps, steps_per_epoch)
+        lookback = self.min_lookback
+        for n in count(1):  # the shortest that gradients can make it: one alone has diversity 1, more may have any
+            wanted = self.max_lookback if n == 1 else self.min_lookback
+            lookback = math.ceil(self.momentum * wanted + (1 - self.momentum) * lookback - 1e-9)
+            if n >= lookback:
+                break
+        after = opening(self.begin, steps) + n - 1
+        what = f"the first switch (min_lookback={self.min_lookback}, max_lookback={self.max_lookback})"
+        yield reach.Begin(what, after, f"the formats stay at <{self.word}, {self.fraction}>")
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         return attach(model, batch, self.word, self.ends, self.quantizers, self.begin)

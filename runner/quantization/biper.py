@@ -1,10 +1,13 @@
 """Binary networks by a periodic function."""
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from runner import reach
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.loss import wide
@@ -119,6 +122,11 @@ class BiPer(Transform, Hook):
     ):
         self.frequency, self.penalty, self.first = frequency, penalty, first
         self.inputs, self.ends, self.begin, self.calibration = inputs, ends, begin, calibration
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
+        yield from super().begins(steps, steps_per_epoch)
+        after = math.ceil(self.first * steps)
+        yield reach.Begin(f"the end of first={self.first:g}", after, "no step is taken with weights of one bit")
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         return attach(model, batch, 1, self.ends, self.quantizers, self.begin)

@@ -1,17 +1,20 @@
 """Gradient-adaptive quantization-aware training."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from runner import reach
 from runner.batch import Pass
 from runner.hook import Hook
-from runner.quantization import Begin
+from runner.quantization import Begin, opening
 from runner.quantization.fake import Bits, Ends, Quantizer, now_quantized
 from runner.quantization.lsq import LSQ
 from runner.schema import Count, Fraction
 from runner.sharpness import Closure, Sharpness
+from runner.sharpness.none import Plain
 from runner.weights import Weights, column
 
 
@@ -85,9 +88,16 @@ class GAQAT(LSQ, Hook):
         super().__init__(bits, inputs, ends, channels, begin=begin, calibration=calibration)
         self.period, self.threshold = period, threshold
 
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
+        yield from super().begins(steps, steps_per_epoch)
+        after = opening(self.begin, steps) + self.period
+        yield reach.Begin(f"the end of period={self.period}", after, "no step size is frozen")
+
     def start(self, run) -> None:
         if run.sharpness.m is not None:
             raise ValueError("quantization=gaqat needs sharpness.m=null: one perturbation for a step")
+        if isinstance(run.sharpness, Plain):
+            run.notices.append("quantization=gaqat has one gradient with sharpness=none: it is quantization=lsq then")
         if not isinstance(run.sharpness, TwoGradients):  # a federation starts its hooks anew for every client
             kind = type(run.sharpness)
             run.sharpness.__class__ = type(kind.__name__, (TwoGradients, kind), {})

@@ -1,11 +1,10 @@
 """Full precision first, quantization later."""
 
-import math
-
 from torch import Tensor, nn
 
 from runner.batch import Batch
 from runner.hook import Hook
+from runner.quantization import opening
 from runner.quantization.fake import Quantized, watch
 
 
@@ -32,7 +31,7 @@ class Late(Hook):
         self.begin, self.x = begin, batch.x
 
     def before(self, run) -> None:
-        first = math.ceil(self.begin * run.steps - 1e-6)  # 0.1 * 30 is more than 3
+        first = opening(self.begin, run.steps)
         layers = {name: layer for name, layer in run.model.named_modules() if isinstance(layer, Quantized)}
         if run.count == first:
             switch(layers, False)

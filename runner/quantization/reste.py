@@ -1,11 +1,13 @@
 """Rectified straight-through estimator."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from runner import reach
 from runner.batch import Batch
 from runner.hook import Hook
 from runner.loss import wide
@@ -111,6 +113,10 @@ class ReSTE(Transform, Hook):
     ):
         self.inputs, self.o_end, self.threshold, self.ends = inputs, o_end, threshold, ends
         self.begin, self.calibration = begin, calibration
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
+        yield from super().begins(steps, steps_per_epoch)
+        yield reach.Begin("the second epoch", steps_per_epoch, "the power stays at 1, the plain estimator")
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         return attach(model, batch, 1, self.ends, self.quantizers, self.begin)

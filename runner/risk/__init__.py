@@ -1,9 +1,12 @@
 """Risks: how per-sample losses become the one number to minimise."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from runner.batch import Batch
+from runner.reach import Begin
 
 
 class Risk(nn.Module):
@@ -20,6 +23,10 @@ class Risk(nn.Module):
     """
 
     padding: bool = False
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        return ()
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError

@@ -1,10 +1,14 @@
 """Adaptive-k: the mean of the losses below a moving threshold."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from runner import distributed
 from runner.batch import Batch
+from runner.reach import Begin
 from runner.risk import Risk
 from runner.risk.mean import weighted
 from runner.schema import Fraction, OpenFraction
@@ -39,6 +43,9 @@ class AdaptiveK(Risk):
         self.register_buffer("m", torch.zeros(()))
         self.register_buffer("v", torch.zeros(()))
         self.register_buffer("active", torch.tensor(warmup == 0))
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin(f"the end of warmup={self.warmup:g}", math.ceil(self.warmup * steps), "the risk is the plain mean")
 
     def moments(self, mean: Tensor) -> tuple[Tensor, Tensor]:
         m = self.beta1 * self.m + (1 - self.beta1) * mean

@@ -1,11 +1,14 @@
 """Dynamic loss-based reweighting."""
 
+import math
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from runner.batch import Batch
+from runner.reach import Begin
 from runner.risk import Risk
 from runner.risk.mean import weighted
 from runner.schema import Fraction, Positive
@@ -47,6 +50,9 @@ class DynamicReweight(Risk):
         super().__init__()
         self.strategy, self.r, self.warmup = strategy, r, warmup
         self.register_buffer("active", torch.tensor(warmup == 0))
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield Begin(f"the end of warmup={self.warmup:g}", math.ceil(self.warmup * steps), "the risk is the plain mean")
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         losses = weighted(losses, batch).flatten()

@@ -1,5 +1,6 @@
 """Spectral risks of a batch, and of the whole set by Prospect's memory of losses."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from runner import distributed
 from runner.batch import Batch
+from runner.reach import Begin
 from runner.risk import Risk
 from runner.risk.mean import weighted
 from runner.schema import NonNegative
@@ -97,6 +99,10 @@ class Spectral(Risk):
         inverse = (nu > 0) / nu.where(nu > 0, 1.0)
         p = same @ sigma + (sorted_ - same @ sorted_) * inverse
         return p[order.argsort()]
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        if self.memory:
+            yield Begin("a loss of every sample (memory=true)", steps_per_epoch, "the risk is the plain mean")
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         losses = weighted(losses, batch)

@@ -1,5 +1,8 @@
 """Schedules: the learning rate as a pure function of the progress of training, so that nothing is lost on resume."""
 
+from collections.abc import Iterable
+
+from runner.reach import Begin
 from runner.schema import NonNegative
 
 
@@ -23,6 +26,11 @@ class Schedule:
         epoch: epochs done since the start of training, the warm-up included.
         """
         raise NotImplementedError
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        warm = round(self.warmup * steps_per_epoch)
+        yield Begin(f"the end of warmup={self.warmup:g}", warm, "the learning rate rises until the end, nothing else")
 
     def __call__(self, step: int, steps: int, steps_per_epoch: int) -> float:
         """The factor for step `step` (from 0) of `steps`."""

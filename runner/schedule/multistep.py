@@ -1,7 +1,9 @@
 """Step decay."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
+from runner.reach import Begin
 from runner.schedule import Schedule
 from runner.schema import NonNegative, Positive
 
@@ -38,6 +40,13 @@ class MultiStep(Schedule):
                 f"milestones must not lie inside the warm-up of {warmup:g} epochs, got {self.milestones}; "
                 "they count from the start of training"
             )
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield from super().begins(steps, steps_per_epoch)
+        for milestone in self.milestones:
+            first = math.floor(milestone * steps_per_epoch)
+            first += first / steps_per_epoch < milestone
+            yield Begin(f"the milestone {milestone:g}", first, f"the learning rate is not multiplied by {self.gamma:g}")
 
     def factor(self, progress: float, epoch: float) -> float:
         return self.gamma ** sum(epoch >= milestone for milestone in self.milestones)

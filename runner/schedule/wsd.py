@@ -1,8 +1,10 @@
 """Warm-up, stable, decay."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
+from runner.reach import Begin
 from runner.schedule import Schedule
 from runner.schema import Fraction, NonNegative
 
@@ -47,9 +49,18 @@ class WSD(Schedule):
     def factor(self, progress: float, epoch: float) -> float:
         return 1.0
 
-    def __call__(self, step: int, steps: int, steps_per_epoch: int) -> float:
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        yield from super().begins(steps, steps_per_epoch)
+        after = self.first(steps, steps_per_epoch) + 1  # the first step of the cool-down has the base rate still
+        yield Begin(f"the cool-down of begin={self.begin:g}", after, "the learning rate does not fall")
+
+    def first(self, steps: int, steps_per_epoch: int) -> int:
+        """The step at which the cool-down begins."""
         warm = min(round(self.warmup * steps_per_epoch), steps)
-        first = max(math.ceil(self.begin * steps - 1e-6), warm)  # 0.1 * 30 is more than 3
+        return max(math.ceil(self.begin * steps - 1e-6), warm)  # 0.1 * 30 is more than 3
+
+    def __call__(self, step: int, steps: int, steps_per_epoch: int) -> float:
+        first = self.first(steps, steps_per_epoch)
         if step < first:
             return super().__call__(step, steps, steps_per_epoch)
         return self.final + (1 - self.final) * SHAPES[self.shape]((step - first) / (steps - first))

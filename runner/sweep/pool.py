@@ -709,7 +709,7 @@ def _alone(here: _Here, cell: Cell) -> tuple[str, str]:
     folder = cell.folder  # now: it may be relative to where we are, and the run may go elsewhere
     try:
         with here.attempt():
-            run(cell.config, cell.overrides, say=_quiet)
+            run(cell.config, cell.overrides, say=lambda text: _notes(here, text))
     except (KeyboardInterrupt, Stopped):
         return _stopped(here)
     except BaseException as error:
@@ -756,8 +756,11 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _quiet(*_) -> None:
-    pass
+def _notes(here: _Here, text: str) -> None:
+    """Of what a run says its notices alone: the command says each of them once, however many runs have it."""
+    for line in text.splitlines():
+        if line.startswith("note "):
+            here.send("say", line)
 
 
 def _listen(pipe, inbox: queue.SimpleQueue) -> None:

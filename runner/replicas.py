@@ -391,6 +391,8 @@ class Replicas(Trainer):
                 member.hooks.named[name].load_state_dict(kept)
         self.optimizer.state[self.weights.flat] = state
         self.count, self.samples = snapshot["count"], self.members[0].samples
+        for member in self.members:
+            member.count = self.count  # hooks were told it step by step
         self.loss_sum.copy_(torch.stack([member.loss_sum for member in self.members]))
         self.correct.copy_(torch.stack([member.correct for member in self.members]))
         self.recent.clear(), self.broken.clear()

@@ -1,5 +1,6 @@
 """DoReFa-Net."""
 
+import math
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ from runner.batch import Batch
 from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Bits, Codes, Ends, Float, Target, attach, sign, straight
+from runner.quantization.standin import bound, size
 from runner.schema import Count
 
 
@@ -25,7 +27,8 @@ class Weights(nn.Module):
             return straight(sign(w), w / self._mean(w)), self._mean(w)
         steps, unit = 2**self.bits - 1, 2.0**-self.bits
         t = w.tanh()
-        q = steps * (t / (2 * t.abs().amax()) + 0.5)
+        largest = size(w, t.abs().amax(), math.tanh(bound(w)) / bound(w))
+        q = steps * (t / (2 * largest) + 0.5)
         return (2 * straight(q.round(), q) - steps) * unit, w.new_full((), 1 / (steps * unit))
 
     def codes(self, w: Tensor) -> Codes:
@@ -39,7 +42,7 @@ class Weights(nn.Module):
 
     @staticmethod
     def _mean(w: Tensor) -> Tensor:
-        return w.detach().abs().mean()
+        return size(w, w.detach().abs().mean(), 0.5)
 
 
 class Inputs(nn.Module):
@@ -93,6 +96,7 @@ class DoReFa(Transform):
                   with one bit sign(w) * mean|w|, over the tensor, whose gradient is passed on to w
         inputs:   quantize_k(min(max(x, 0), 1))
 
+    Where all weights are zero, maximum and mean are what `runner.quantization.standin` puts there.
     The first and the last layer stay in full precision, as in the paper. Gradients do too: the paper also quantizes
     those of the activations (its G; here G = 32). As in the authors' code (tensorpack, examples/DoReFa-Net/dorefa.py)
     the gradient of the maximum is followed, and that of the mean is not. Signed inputs, which the paper's networks do

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from runner import distributed
 from runner.batch import Batch
 from runner.loss import wide
+from runner.quantization.standin import bound, filled, inputs
 from runner.schema import Range
 
 Bits = Annotated[int, Range(1, 8)]
@@ -102,7 +103,7 @@ class Quantizer(nn.Module):
 
     Learned: the scale s is a parameter with LSQ's gradient times g = 1 / sqrt(N * Q_P) (Esser et al., section 2.2).
     N is the number of elements that share it, of one sample for inputs, and Q_P the highest level (with a zero point:
-    the number of steps). It is used as max(|s|, 1e-8).
+    the number of steps). It is used as max(|s|, 1e-8). Of zeros it starts as `runner.quantization.standin` says.
     Observed: the scale follows the range of what passes in training; of weights the present one, of inputs a moving
     average. The passes of a step after the first leave it alone, as they leave BatchNorm's statistics.
 
@@ -210,6 +211,8 @@ class Quantizer(nn.Module):
     def span(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The range to be represented, in the shape of the scale."""
         rows = x.flatten(1) if self.channels else x.reshape(1, -1)
+        if self.learned:  # what is observed follows by itself
+            rows = filled(rows, bound(x)) if self.weight else inputs(rows, bool(self.low < 0))
         if self.range == "lsq":
             top = 2 * rows.abs().mean(1, keepdim=True) * self.high.to(x.dtype).sqrt()
             bottom = -top * (self.low < 0)

@@ -11,6 +11,7 @@ from runner.batch import Batch
 from runner.loss import wide
 from runner.quantization import Transform
 from runner.quantization.fake import Same, sign, targets
+from runner.quantization.standin import bound
 from runner.schema import Positive
 
 MULTIPLE = 8  # ranks are multiples of it, and at least it
@@ -37,15 +38,25 @@ class SmoothSign(torch.autograd.Function):
 
 
 class Factors(nn.Module):
-    """W^ = diag(u1) sign(U) diag(v1 * u2) sign(V) diag(v2), made from W (b, a) by Dual-SVID."""
+    """W^ = diag(u1) sign(U) diag(v1 * u2) sign(V) diag(v2), made from W (b, a) by Dual-SVID.
 
-    def __init__(self, w: Tensor, rank: int, sharpness: float):
+    Of zeros alone it is made from numbers drawn with `seed`, uniform within 1 / sqrt(a), but u1 is 0: W^ is what it
+    was, and has a gradient.
+    """
+
+    def __init__(self, w: Tensor, rank: int, sharpness: float, seed: int):
         super().__init__()
+        zeros = not w.any()
+        if zeros:
+            draw = torch.rand(w.shape, generator=torch.Generator().manual_seed(seed))
+            w = (2 * draw.to(w) - 1) * bound(w)
         left, values, right = torch.linalg.svd(w, full_matrices=False)
         root = values[:rank].sqrt()
         self.U, self.V = nn.Parameter(left[:, :rank] * root), nn.Parameter(root[:, None] * right[:rank])
         self.u1, self.u2 = (nn.Parameter(vector) for vector in rank_one(self.U.detach().abs()))
         self.v1, self.v2 = (nn.Parameter(vector) for vector in rank_one(self.V.detach().abs()))
+        if zeros:
+            self.u1.data.zero_()
         self.register_buffer("sharpness", w.new_tensor(sharpness))
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -181,9 +192,9 @@ class LittleBit(Transform):
     def replace(self, layer: nn.Module) -> None:
         w = wide(layer.weight.detach().flatten(1))
         rank = self.rank(*w.shape)
-        factors = [Factors(w, rank, self.sharpness)]
+        factors = [Factors(w, rank, self.sharpness, seed=0)]
         if self.residual:
-            factors.append(Factors(w - factors[0].decode(), rank, self.sharpness))
+            factors.append(Factors(w - factors[0].decode(), rank, self.sharpness, seed=1))
         layer.__class__ = FACTORED[type(layer)]
         layer.weight = None
         layer.factors = nn.ModuleList(factors).train(layer.training)

@@ -13,6 +13,7 @@ from runner.hook import Hook
 from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Codes, Float, Target, attach, sign
+from runner.quantization.standin import size
 from runner.schema import Count, Positive, Range
 
 Power = Annotated[float, Range(1)]
@@ -57,7 +58,7 @@ class Binary(nn.Module):
 
 class Weights(Binary):
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        return self.levels(w), wide(w).abs().mean()
+        return self.levels(w), size(w, wide(w).abs().mean(), 0.5)
 
     def codes(self, w: Tensor) -> Codes:
         with torch.no_grad():
@@ -84,7 +85,8 @@ class ReSTE(Transform, Hook):
     authors' code (DravenALG/ReSTE, main.py and binarized_modules.py): its o_end, threshold and interval are the
     defaults, and the first and the last layer stay in full precision, as in its models. Its sign has three values,
     zero at zero. Here signed tensors have two, +1 at zero; inputs that are never negative, such as those behind a
-    ReLU, are 0 or 1 as they are there. Its networks put BatchNorm behind the ReLU, so that inputs are signed; the
+    ReLU, are 0 or 1 as they are there. Where all weights are zero, mean|w| is what `runner.quantization.standin` puts
+    there. Its networks put BatchNorm behind the ReLU, so that inputs are signed; the
     models here do not.
 
     Parameters

@@ -12,6 +12,7 @@ from runner.hook import Hook
 from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import SMALLEST, Codes, Float, Same, Target, attach, now_quantized, straight
+from runner.quantization.standin import bound, filled
 from runner.schema import NonNegative, Range
 
 Width = Annotated[float, Range(0, 8, open_low=True)]
@@ -33,7 +34,7 @@ class Weights(nn.Module):
         channels = (len(w), *[1] * (w.dim() - 1))
         if self.exponent is not None:
             return w.new_full(channels, self.exponent)
-        largest = w.flatten(1).abs().amax(1).clamp(min=SMALLEST)
+        largest = filled(w.flatten(1), bound(w)).abs().amax(1).clamp(min=SMALLEST)
         return (largest / 2 ** (self.first_bits - 1)).log2().view(channels)
 
     @torch.no_grad()
@@ -71,7 +72,7 @@ class SelfCompression(Transform, Hook):
     b counts as max(b, 0), as in a public port that the defaults follow in gamma (geohot/ai-notebooks,
     mnist_self_compression.ipynb; not the authors' code); it starts with b = 2 and e = -8 for a model with BatchNorm
     behind every layer. Here b starts at 8 and e, unless given, where the largest weight of its channel just fits, so
-    that a network starts as it would without. The paper's own gamma and start were not found. e is stored as the
+    that a network starts as it would without (a channel of zeros: see `runner.quantization.standin`). The paper's own gamma and start were not found. e is stored as the
     distance from its start: weight decay, which acts on every parameter, draws it there, and b to 0.
 
     Parameters

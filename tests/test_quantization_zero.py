@@ -87,9 +87,11 @@ def test_inputs_of_zeros():
 
 DRAWN = {
     **{
-        f"{kind}, {range_}": lambda w, kind=kind, range_=range_: fake.Quantizer(
-            w, 4, channels=kind == "channels", range=range_, affine=range_ == "minmax", weight=True
-        ).scale
+        f"{kind}, {range_}": lambda w, kind=kind, range_=range_: (
+            fake.Quantizer(
+                w, 4, channels=kind == "channels", range=range_, affine=range_ == "minmax", weight=True
+            ).scale
+        )
         for kind in ("tensor", "channels")
         for range_ in ("lsq", "minmax", "percentile", "mse")
     },

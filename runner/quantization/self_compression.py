@@ -72,8 +72,9 @@ class SelfCompression(Transform, Hook):
     b counts as max(b, 0), as in a public port that the defaults follow in gamma (geohot/ai-notebooks,
     mnist_self_compression.ipynb; not the authors' code); it starts with b = 2 and e = -8 for a model with BatchNorm
     behind every layer. Here b starts at 8 and e, unless given, where the largest weight of its channel just fits, so
-    that a network starts as it would without (a channel of zeros: see `runner.quantization.standin`). The paper's own gamma and start were not found. e is stored as the
-    distance from its start: weight decay, which acts on every parameter, draws it there, and b to 0.
+    that a network starts as it would without (a channel of zeros: see `runner.quantization.standin`). The paper's own
+    gamma and start were not found. e is stored as the distance from its start: weight decay, which acts on every
+    parameter, draws it there, and b to 0.
 
     Parameters
     ----------

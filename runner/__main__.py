@@ -18,7 +18,8 @@ usage: python -m runner [group=option ...] [key=value ...] [-m]
   python -m runner -m loss=ce,poly seed=0,1,2            a sweep, with a table at the end
   python -m runner +experiment=pezeshki2021/table1       a paper's table: what is missing is run, then both side by side
 
-The same command continues an interrupted run and skips a finished one.
+The same command continues an interrupted run and skips a finished one; where its code or data have changed, it says so
+and does neither.
 
 Groups (python -m runner --list GROUP shows each option with its paper):
 {groups}
@@ -31,6 +32,8 @@ Flags:
   -m, --multirun         run every combination of comma-separated values
   --list [GROUP] [TEXT]  the options and their papers
   --config-dir DIR       a folder of your own options, laid out as conf/ is
+  --again[=changed]      run anew what is there (=changed: what is of other code or data, or damaged), and keep
+                         beside, in .earlier/, what was there
   --cfg job              print the composed config and do nothing
   --version, --help, --hydra-help
 """
@@ -43,7 +46,10 @@ PLUGINS = {
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 130/143 stopped."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    from runner import again
+
     try:
+        argv, again.wanted = again.flag(argv)
         flags, given = words.ordered(map(_alias, argv))
         folders = _folders(flags)
     except ConfigError as error:
@@ -232,6 +238,7 @@ def _job(cfg) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from runner import again
     from runner.compose import resolved
     from runner.config import check_all, folder, refuse_typed
     from runner.sweep.objective import objective, searchable, searches
@@ -248,6 +255,12 @@ def _job(cfg) -> float | None:
     except ConfigError as error:
         raise SystemExit(_mistake(str(error))) from None
     overrides = OmegaConf.to_container(hydra_config.overrides.task)
+    if hydra_config.mode.name == "RUN":  # a sweep has done it for all its runs
+        try:
+            for line in again.prepare([(config, folder(config))]):
+                print(line, flush=True)
+        except ConfigError as error:
+            raise SystemExit(_mistake(str(error))) from None
     status = launch(config, overrides)
     one_process = int(os.environ.get("WORLD_SIZE", 1)) == 1
     if status and (hydra_config.mode.name == "RUN" or status > 128 or not one_process):

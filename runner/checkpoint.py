@@ -9,6 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+FORMAT = 1  # of what `Trainer.save` writes; files of before it was noted have none
+
+
+class Damaged(ValueError):
+    """A file that is no checkpoint, or none of this version: one line."""
+
 
 def random_states() -> dict:
     """The global generators of torch (all devices), numpy and Python: what dropout and third-party code draw from."""
@@ -67,5 +73,22 @@ def save(state: dict, path: Path) -> None:
 
 
 def load(path: Path) -> dict:
-    """Tensors and plain containers only (`weights_only=True`): a checkpoint from anywhere is safe to open."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Tensors and plain containers only (`weights_only=True`): a checkpoint from anywhere is safe to open.
+
+    Raises Damaged where it is none or of another format, FileNotFoundError where there is no file.
+    """
+    if path.is_dir():
+        raise Damaged(f"{path} is a folder, and should be a file")
+    if path.stat().st_size == 0:
+        raise Damaged(f"{path} is empty")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch and pickle make of a file that is something else
+        raise Damaged(f"{path} is no checkpoint, or damaged") from error
+    if not isinstance(state, dict):
+        raise Damaged(f"{path} is no checkpoint: it holds no mapping")
+    if (number := state.get("format", FORMAT)) != FORMAT:
+        raise Damaged(f"{path} is of format {number}, and this version of the program reads format {FORMAT}")
+    return state

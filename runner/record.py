@@ -30,6 +30,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runner.build import ConfigError
 from runner.logger import Logger
 
 warn = logging.getLogger(__name__).warning
@@ -88,46 +89,79 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict | None:
-    """The file's content, or None where there is no file. Raises ValueError where it is not JSON."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
+    """The file's content, or None where there is no file. Raises ValueError where it is no mapping in JSON."""
+    text = _text(path)
+    if text is None:
         return None
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = "it is empty" if not text.strip() else f"it is not valid JSON: {error}"
+        raise ValueError(f"{path} is damaged: {why}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping")
+    return found
+
+
+def read_yaml(path: Path) -> Any:
+    """The file's content, or None where there is no file or nothing in it. Raises ValueError where it is not YAML."""
+    import yaml
+
+    text = _text(path)
+    try:
+        return yaml.load(text or "", getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: ten times as fast
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder, and should be a file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: it is no text") from None
 
 
 def read_config(folder: Path) -> dict:
     """The run's resolved config. Raises ValueError where there is none."""
-    import yaml
-
-    try:
-        text = (folder / ".hydra" / "config.yaml").read_text()
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not a run's folder: it has no .hydra/config.yaml") from None
-    try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: ten times as fast
-    except yaml.YAMLError as error:
-        raise ValueError(f"{folder}/.hydra/config.yaml is not valid YAML: {' '.join(str(error).split())}") from None
+    path = folder / ".hydra" / "config.yaml"
+    found = read_yaml(path)
+    if not path.exists():
+        raise ValueError(f"{folder} is not a run's folder: it has no .hydra/config.yaml")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping")
+    return found
 
 
 def finished(folder: Path) -> dict | None:
-    """The content of result.json, or None where the run is not done."""
+    """The content of result.json, or None where the run is not done. Raises ValueError where it is damaged."""
     return read_json(folder / "result.json")
+
+
+def sessions(folder: Path) -> list[dict]:
+    """The entries of environment.json; none where it is missing or damaged: it decides nothing."""
+    try:
+        found = (read_json(folder / "environment.json") or {}).get("sessions")
+    except ValueError:
+        return []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def history(folder: Path) -> list[dict]:
     """The records of metrics.jsonl. A torn last line, of a process killed while it wrote, is left out.
 
-    Raises ValueError where a line before the last is not JSON: that is damage, not an interruption.
+    Raises ValueError where a line before the last is not a JSON record: that is damage, not an interruption.
     """
     return [record for record, _ in _records(folder / "metrics.jsonl")]
 
 
 def _records(path: Path) -> list[tuple[dict, int]]:
     """Every whole record of the file, with the byte at which its line ends."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and should be a file")
     if not path.exists():
         return []
     found, end = [], 0
@@ -135,8 +169,11 @@ def _records(path: Path) -> list[tuple[dict, int]]:
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or torn
         end += len(line) + 1
         try:
-            found.append((json.loads(line), end))
-        except ValueError:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError
+            found.append((record, end))
+        except (ValueError, RecursionError):
             if number == len(lines) - 1:  # blocks of a file may reach the disk out of order
                 break
             raise ValueError(f"{path}, line {number}: not a JSON record") from None
@@ -204,6 +241,8 @@ class Record:
                 self._close("done", self._result)
             elif error is None or isinstance(error, KeyboardInterrupt | SystemExit | Stopped):
                 self._close("stopped", None)
+            elif isinstance(error, ConfigError) and self._file is None:  # refused, and the run was not touched
+                pass
             else:
                 try:
                     self.fail(error)
@@ -231,6 +270,8 @@ class Record:
         from omegaconf import OmegaConf
 
         for name in ("result.json", "failed.json"):
+            if (self.folder / name).is_dir():
+                raise ValueError(f"{self.folder / name} is a folder, and should be a file: move it away")
             (self.folder / name).unlink(missing_ok=True)
         (self.folder / ".hydra").mkdir(exist_ok=True)
         write_atomic(self.folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
@@ -274,6 +315,13 @@ class Record:
         shown = {key: value for key, value in record.items() if value is not None}
         for logger in list(self._open):
             self._guard(logger, "log", shown)
+
+    def sync(self) -> None:
+        """Have the disk hold what was logged."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {self.path}: {error.strerror}") from error
 
     @property
     def lines(self) -> int:
@@ -349,16 +397,20 @@ class Record:
 
     def _note_session(self, now: str, config: dict, resumed_lines: int | None) -> None:
         path = self.folder / "environment.json"
-        sessions = (read_json(path) or {}).get("sessions", [])
+        before = sessions(self.folder)
+        if path.exists() and not before:  # it decides nothing: what is there is kept, and a new list begun
+            os.replace(path, path.with_name("environment.damaged.json"))
+            warn("%s was damaged, and is kept as environment.damaged.json", path)
         session = {"start": now, "resumed_lines": resumed_lines, "side_by_side": self.beside}
-        session |= {**environment(str(config.get("device", "cpu")))}
-        session["git"], patch = _code()
+        session |= environment(str(config.get("device", "cpu")))
+        git, patch = code()
+        session["git"] = git and dict(git)
         if patch:
-            number = len(sessions) + 1
+            number = len(before) + 1
             name = "diff.patch" if number == 1 else f"diff.{number}.patch"
             session["git"]["diff"] = name
             write_atomic(self.folder / name, patch)
-        write_json(path, {"sessions": [*sessions, session]})
+        write_json(path, {"sessions": [*before, session]})
 
     def _note_index(self, now: str, overrides: list[str], resumed: bool) -> None:
         typed = shlex.join(overrides) or "(defaults)"
@@ -400,7 +452,7 @@ def environment(device: str) -> dict:
 
 
 @lru_cache(maxsize=1)
-def _code() -> tuple[dict | None, bytes]:
+def code() -> tuple[dict | None, bytes]:
     """The checkout of this program when it was first asked for: later edits are not what this process runs."""
     return checkout(Path(__file__).parent)
 

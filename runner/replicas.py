@@ -321,6 +321,9 @@ class Replicas(Trainer):
         self.loss_sum.zero_(), self.correct.zero_()
         self.samples = 0
 
+    def show(self) -> None:
+        self._each(lambda member: member.show())
+
     def save(self) -> None:
         self.look()
         self.scatter()

@@ -8,13 +8,14 @@ import signal
 import sys
 import threading
 from contextlib import contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from runner import checkpoint, distributed, keyed
+from runner import again, checkpoint, distributed, keyed, provenance
 from runner.batch import Batch, Output
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
@@ -28,7 +29,7 @@ from runner.listing import conf_dir
 from runner.precision import Precision
 from runner.quantization.late import Late
 from runner.reach import unreached
-from runner.record import Record, finished
+from runner.record import Record, code, finished
 from runner.start import Start
 from runner.trainer import Trainer
 from runner.weights import Weights
@@ -48,9 +49,11 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     """
     tell = say if distributed.rank == 0 else lambda *_: None
     place = folder(config)
-    result = distributed.from_first(finished(place))
+    trouble, result = distributed.from_first(_found(config, place))
+    if trouble:
+        raise ConfigError(trouble)
     if result is not None:
-        tell(f"already done, nothing to do: {place}\n{summary(result)}")
+        tell(f"{again.greeting(config, result, place)}\n{summary(result)}")
         return result
     job = Job(config, overrides)
     trainer = job.trainer
@@ -65,6 +68,12 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
         result = job.finish()
     tell(f"{summary(result)}\n{place}")
     return result
+
+
+def _found(config: dict, place: Path) -> tuple[str | None, dict | None]:
+    """(why what is there is no result of this run, the result of a finished run)"""
+    trouble = again.trouble(config, place)
+    return trouble, None if trouble else finished(place)
 
 
 class Job:
@@ -84,6 +93,7 @@ class Job:
         built = assemble(config, train, device, self.record)
         self.trainer, self.federated, self.transform, self.calibration = built
         self.trainer.notices += without_effect(config, overrides).values()
+        self.trainer.made = {**provenance.code(config), "data": self.trainer.dataset.record.get("fingerprint")}
 
     @contextmanager
     def locked(self):
@@ -98,15 +108,35 @@ class Job:
         self.record.__exit__(None, None, None)
 
     def resume(self) -> None:
-        """Go on from the checkpoint, where there is one and something to train."""
-        path = self.folder / "last.pt"
-        if self.trainer.steps and distributed.from_first(path.exists()):
+        """Go on from the checkpoint, where there is one and something to train.
+
+        Raises ConfigError where it is damaged, or of other code or data.
+        """
+        path, trainer = self.folder / "last.pt", self.trainer
+        if not (trainer.steps and distributed.from_first(path.exists())):
+            return
+        try:
             state = checkpoint.load(path)
-            self.trainer.load_state_dict(state)
-            self.lines = state["lines"]
+            if not trainer.state_dict().keys() <= state.keys():
+                raise checkpoint.Damaged(f"{path} does not hold the state of a run")
+        except checkpoint.Damaged as damage:
+            raise ConfigError(again.torn(str(damage), self.folder)) from damage
+        if differ := provenance.changed(state.get("made"), trainer.made):
+            raise ConfigError(
+                f"{self.folder} is at step {state['count']:,} of {trainer.steps:,}, but {'; '.join(differ)}: put that "
+                f"back to go on, or {provenance.AGAIN}"
+            )
+        try:
+            trainer.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, AssertionError) as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            why = f"{path} does not fit what this command builds ({said:.300})"
+            raise ConfigError(again.torn(why, self.folder)) from error
+        trainer.notices += provenance.drifted(state.get("made"), trainer.made)
+        self.lines = state["lines"]
 
     def start(self) -> None:
-        with _as_config_error("logger"):
+        with _as_config_error("name"):
             self.record.start(self.config, self.overrides, self.lines)
 
     def finish(self) -> dict:
@@ -336,6 +366,7 @@ class Elsewhere:
         self.folder, self.lines = folder, 0
 
     def start(self, *_) -> None: ...
+    def sync(self) -> None: ...
     def log(self, *_) -> None: ...
     def finish(self, *_) -> None: ...
     def __enter__(self): ...
@@ -468,6 +499,7 @@ def _result(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         "epochs": -(-trainer.count // trainer.steps_per_epoch),
         "steps": trainer.count,
         "seconds": round(trainer.seconds, 3),
+        "finished": datetime.now().astimezone().isoformat(timespec="milliseconds"),
         "parameters": trainer.weights.count,
         "precision": trainer.precision.name,
         "device": str(trainer.device),
@@ -475,8 +507,14 @@ def _result(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         "classes": {"names": data.names, **by_class} if found else None,
         "data": data.record,
         "notices": trainer.notices,
+        "made": {**(trainer.made or {}), "git": _git()},
         **({"checkpoint": trainer.origin} if trainer.origin else {}),
     }
+
+
+def _git() -> dict | None:
+    git, _ = code()
+    return git and {key: git[key] for key in ("commit", "dirty")}
 
 
 def _pictures(dataset: Dataset, found: dict[str, Final]) -> dict:

@@ -46,10 +46,9 @@ class Start:
     def _load(self) -> dict:
         try:
             state = checkpoint.load(self.path)
-        except Exception as error:  # whatever torch and pickle make of a file that is something else
-            raise ConfigError(
-                f"checkpoint={self.where}: {self.path.name} is no checkpoint, or damaged{self._others()}"
-            ) from error
+        except (ValueError, OSError) as error:
+            said = str(error).replace(str(self.path), self.path.name)
+            raise ConfigError(f"checkpoint={self.where}: {said}{self._others()}") from error
         parts = [state, state.get("shown", state)] if isinstance(state, dict) else [None]
         if not all(_has_weights(part) for part in parts):
             raise ConfigError(

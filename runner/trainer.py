@@ -49,6 +49,7 @@ class Trainer:
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     random: dict | None = None  # this run's global random states, where it shares the process with others
     origin: dict | None = None  # with `checkpoint=`: what it started from
+    made: dict | None = None  # by what code and on what data: see `runner.provenance`
 
     def __init__(
         self,
@@ -239,6 +240,7 @@ class Trainer:
         if not self.steps:  # only what comes after training is wanted: see `runner.start`
             self.end_epoch(0.0)
             self.save()
+            self.show()
         while self.count < self.steps:
             epoch, position = divmod(self.count, self.steps_per_epoch)
             samples, begun = self.samples, time.perf_counter()
@@ -261,6 +263,7 @@ class Trainer:
                 begun = time.perf_counter()
                 self.save()
                 self.save_cost = time.perf_counter() - begun
+            self.show()  # not before it is saved
             if stop and self.count < self.steps:
                 raise Stopped(self.stop)
 
@@ -294,7 +297,10 @@ class Trainer:
         line |= self.report
         self.last = line
         self.record.log(line)
-        self.tell(_row(line, math.ceil(self.steps / self.steps_per_epoch), self.unit))
+
+    def show(self) -> None:
+        """Tell the user the last epoch's line."""
+        self.tell(_row(self.last, math.ceil(self.steps / self.steps_per_epoch), self.unit))
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float | None]:
@@ -418,12 +424,14 @@ class Trainer:
         self.look()
         self.tick()
         self.average_statistics()
-        state = self.state_dict()
+        facts = {"format": checkpoint.FORMAT, "made": self.made}
+        state = facts | self.state_dict()
         if distributed.rank == 0:
+            self.record.sync()  # so that the disk has the lines that the checkpoint knows of
             if self.hooks.evaluations:
                 state["shown"] = self.shown()
             for name in list(self.unsaved):
-                checkpoint.save(self.unsaved.pop(name), self.folder / f"best_{name}.pt")
+                checkpoint.save(facts | self.unsaved.pop(name), self.folder / f"best_{name}.pt")
             checkpoint.save(state if self.random is None else checkpoint.compact(state), self.folder / "last.pt")
         self.saved = time.perf_counter()
 

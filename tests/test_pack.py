@@ -93,7 +93,7 @@ def content(folder: Path) -> dict:
     result = finished(folder)
     for line in ("last", "best_val", "best_test"):
         result[line] = {key: value for key, value in result[line].items() if key not in TIMES}
-    found["result"] = {key: value for key, value in result.items() if key not in ("seconds", "name")}
+    found["result"] = {key: value for key, value in result.items() if key not in ("seconds", "finished", "name")}
     state = checkpoint.load(folder / "last.pt")
     best = {name: checkpoint.load(folder / f"best_{name}.pt") for name in ("val", "test")}
     found["state"] = {key: value for key, value in state.items() if key != "seconds"}

@@ -185,7 +185,7 @@ def assert_same(a: Path, b: Path) -> None:
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, key
     results = [json.loads((path / "result.json").read_text()) for path in (a, b)]
     for result in results:
-        del result["seconds"]
+        del result["seconds"], result["finished"]
         for line in (result["last"], result["best_val"], result["best_test"]):
             line.pop("seconds"), line.pop("images_per_second")
     assert results[0] == results[1]

@@ -158,10 +158,36 @@ def counted(number: int) -> str:
     return "1 run" if number == 1 else f"{number} runs"
 
 
+def anew(cells: list[Cell]) -> None:
+    """What the command's `--again` asks for, and what became of it. Raises ConfigError where a run is going on."""
+    from runner import again
+
+    for line in again.prepare([(cell.config, cell.folder) for cell in cells]):
+        print(line, flush=True)
+
+
+def stale(cells: Iterable[Cell]) -> dict[Path, str]:
+    """Folder -> why what is there is not the result of this cell as it would be computed now, or damaged."""
+    from runner import again
+
+    found = {cell.folder: again.trouble(cell.config, cell.folder) for cell in cells if done(cell)}
+    return {folder: why for folder, why in found.items() if why}
+
+
 def announce(cells: list[Cell]) -> None:
     """The heading of a sweep."""
     before = sum(map(done, cells))
     print(f"sweep of {counted(len(cells))} in {near(home(cells))}, {before} of them done before\n", flush=True)
+    warn(stale(cells))
+
+
+def warn(stale: dict[Path, str]) -> None:
+    """Said before and after a sweep: runs that it neither repeats nor averages."""
+    if stale:
+        more = f"; and {counted(len(stale) - 1)} more" if len(stale) > 1 else ""
+        print(f"{next(iter(stale.values()))}{more}", file=sys.stderr)
+        whose = "It is" if len(stale) == 1 else f"These {len(stale)} are"
+        print(f"{whose} left as it was and out of the table; --again=changed runs anew", file=sys.stderr, flush=True)
 
 
 def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
@@ -172,9 +198,9 @@ def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
     from runner.sweep.report import draw
     from runner.sweep.table import save, table
 
-    why = why or {}
+    why, old = why or {}, stale(cells)
     if any(map(done, cells)):
-        report = table([cell.folder for cell in cells])
+        report = table([cell.folder for cell in cells], out=old)
         print(f"\n{report.text()}", flush=True)
         save(report, home(cells))
         draw(report, home(cells) / "table.png")
@@ -200,4 +226,5 @@ def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
     ):
         if lines:
             print(f"\n{number} of {len(cells)} runs {what}:", *lines, sep="\n", file=sys.stderr)
-    return 1 if failed or left else 0
+    warn(old)
+    return 1 if failed or left or old else 0

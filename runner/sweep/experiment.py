@@ -57,10 +57,10 @@ from typing import Any, Literal
 from runner.build import ConfigError, check, suggest
 from runner.config import APART, APART_TRAIN, Sweep, identity, refuse_idle
 from runner.listing import title
-from runner.record import read_json
+from runner.record import sessions
 from runner.schema import Count, Natural, NonNegative
 from runner.sweep import table
-from runner.sweep.cells import Cell, Composer, counted, distinct, done
+from runner.sweep.cells import Cell, Composer, anew, counted, distinct, done, stale, warn
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import estimate, quantile, welch
 from runner.sweep.table import Row, exact, key_of, shown
@@ -141,6 +141,11 @@ def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> i
         print(f"runner: {error}", file=sys.stderr)
         return 2
     before = sum(map(done, plan.asked))
+    try:
+        anew(plan.asked)
+    except ConfigError as error:
+        print(f"runner: {error}", file=sys.stderr)
+        return 2
     print(f"{plan.title}\n{len(plan.asked)} runs in {plan.place}, {before} of them done before", flush=True)
     for row, seeds in plan.done_before().items():
         print(f"  {row}: seeds {','.join(map(str, seeds)) or 'none'} done before", flush=True)
@@ -156,9 +161,11 @@ def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> i
 def carry_out(plan: "Plan", run: Callable | None) -> int:
     """Run what was asked for and is not done; then the table. Returns the exit status."""
     states = {}
+    warn(stale(plan.asked))
     if not all(map(done, plan.asked)):
         now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
         states = (run or pooled)(plan.asked, Sweep(**plan.asked[0].config["sweep"]), plan.place / ".sweeps" / now)
+    plan.stale = stale(plan.every)
     made = Comparison(plan)
     print(f"\n{made.text()}{plan.rest()}", end="", flush=True)
     save(made, plan.place, plan.stem)
@@ -173,7 +180,8 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
         return states.status
     if "stopped" in states.values():
         return 130
-    return 0 if all(map(done, plan.asked)) else 1
+    warn(plan.stale)
+    return 0 if all(done(cell) and cell.folder not in plan.stale for cell in plan.asked) else 1
 
 
 def pooled(cells: list[Cell], settings: Sweep, place: Path) -> dict[Path, str]:
@@ -319,6 +327,7 @@ class Plan:
         self.every = distinct(cell for cells in self.cells.values() for cell in cells.values())
         self.asked = [cell for cell in self.every if cell.config["seed"] in self.chosen]
         self.place = self.asked[0].folder.parent
+        self.stale: dict[Path, str] = {}  # of `every`: those of other code or data than there is now
         self.departures = [word for word in self.typed if not apart(key_of(word))]
         first = self.experiment.seeds[:1]
         if self.departures and identities(self.cells) == identities(self.compose([], first)):
@@ -498,6 +507,7 @@ class Comparison(Report):
             entry = Entry(metric, {"row": row, "measure": column}, printed=made.rows[row].paper.get(column))
             for seed, cell in cells.items():
                 value, missing, _ = table.measure(cell.folder, made.select, metric)
+                missing = missing or plan.stale.get(cell.folder) and table.OTHER
                 if missing:
                     entry.missing.append(f"seed {seed} ({missing})")
                 else:
@@ -602,7 +612,7 @@ class Comparison(Report):
         """By what code and on what the runs were computed, as their last sessions noted it."""
         found: dict[str, int] = {}
         for cell in filter(done, self.plan.every):
-            session = ((read_json(cell.folder / "environment.json") or {}).get("sessions") or [{}])[-1]
+            session = (sessions(cell.folder) or [{}])[-1]
             git = session.get("git") or {}
             code = (
                 f"commit {git['commit'][:10]}{' with changes' if git['dirty'] else ''}" if git else "an unknown commit"

@@ -101,6 +101,7 @@ class Checked(Sweeper):
         self.config.hydra.sweep.dir = str(place)
         place.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, place / "multirun.yaml")
+        ends.anew(cells)
         ends.announce(cells)
         if isinstance(self.launcher, Pool):
             self.launcher.ready = {tuple(cell.overrides): cell for cell in cells}

@@ -18,7 +18,8 @@ from typing import Any
 from runner.build import suggest
 from runner.config import APART, APART_TRAIN
 from runner.curves import FORMATS
-from runner.record import finished, history, read_config, read_json
+from runner.provenance import mixed, remarks
+from runner.record import finished, history, read_config, read_json, read_yaml
 from runner.sweep.alike import default_metric, notices, refuse_unlike
 from runner.sweep.cells import counted
 from runner.sweep.report import Block, Panel, Report, draw, save
@@ -49,6 +50,7 @@ class Run:
     value: float | None
     missing: str | None  # why there is no value
     metrics: set[str]
+    result: dict = field(default_factory=dict)
 
 
 @dataclass
@@ -273,9 +275,9 @@ def measure(folder: Path, select: str, metric: str) -> tuple[float | None, str |
         if result is None:
             error = read_json(folder / "failed.json")
             if error is not None:
-                step = "" if error["step"] is None else f" at step {error['step']}"
-                lines = error["message"].splitlines() or [""]
-                return None, f"failed{step}: {error['type']}: {lines[0]:.120}", set()
+                step = "" if error.get("step") is None else f" at step {error['step']}"
+                lines = str(error.get("message")).splitlines() or [""]
+                return None, f"failed{step}: {error.get('type')}: {lines[0]:.120}", set()
             if not folder.exists():
                 return None, "not started", set()
             records = history(folder)
@@ -283,7 +285,7 @@ def measure(folder: Path, select: str, metric: str) -> tuple[float | None, str |
     except ValueError as damage:
         return None, str(damage), set()
     measures = result.get({"last": "last", "val": "best_val", "test": "best_test"}[select])
-    if measures is None:
+    if not isinstance(measures, dict):
         return None, f"no measures {RULES[select]}", set()
     measures = measures | deployed(result)
     value = measures.get(metric)
@@ -308,16 +310,36 @@ def read(folder: Path, select: str, metric: str) -> Run:
     """Raises ValueError where the folder holds no run."""
     config = read_config(folder)
     value, missing, metrics = measure(folder, select, metric)
-    return Run(folder, settings(config), typed(folder), config.get("seed"), value, missing, metrics)
+    result = {} if missing else finished(folder) or {}
+    return Run(folder, settings(config), typed(folder), config.get("seed"), value, missing, metrics, result)
 
 
 def typed(folder: Path) -> list[str]:
-    """The overrides that the user gave on the command line."""
-    import yaml
+    """The overrides that the user gave on the command line; none where their file is damaged."""
+    try:
+        found = read_yaml(folder / ".hydra" / "overrides.yaml")
+    except (ValueError, OSError):
+        return []
+    return [str(override) for override in found] if isinstance(found, list) else []
 
-    path = folder / ".hydra" / "overrides.yaml"
-    found = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if path.exists() else None
-    return [str(override) for override in found or []]
+
+OTHER = "of other code or data than there is now"
+
+
+def uneven(runs: list[Run], out: Iterable[Path] = ()) -> list[str]:
+    """Take the values out of the runs in `out` and of those that were computed by other code, or on other data, than
+    the newest of the rest. Returns what else these do not share."""
+    for run in runs:
+        if run.value is not None and run.folder in out:
+            run.value, run.missing = None, OTHER
+    whole = {run.folder: run for run in runs if run.value is not None}
+    data = {}
+    for folder, run in whole.items():
+        own = {key: value for key, value in run.config.items() if key.split(".")[0] == "dataset"}
+        data[folder] = token(own), token([run.seed, run.config.get("dataset.damage_seed")])
+    for folder, why in mixed({folder: run.result for folder, run in whole.items()}, data).items():
+        whole[folder].value, whole[folder].missing = None, why
+    return remarks(run.result.get("made") for run in whole.values() if run.value is not None)
 
 
 def key_of(override: str) -> str:
@@ -372,6 +394,7 @@ def table(
     by: list[str] | None = None,
     baseline: str | None = None,
     within: Path | None = None,
+    out: Iterable[Path] = (),
 ) -> Table:
     """Read runs and put them side by side.
 
@@ -386,6 +409,8 @@ def table(
     baseline : the row that the others are compared with, by seed: `loss=ce`, or more keys with blanks between them.
         Where several rows fit, each row is compared with the one that it otherwise agrees with.
     within : the folder of which these are all runs, where they were not asked for by one command.
+    out : folders of which the values do not count: a sweep's runs of other code than there is now. Nor do those that
+        were computed by other code, or on other data, than the newest of the rest.
 
     A row's runs are its folders and one for every seed that some other row has: of a sweep cut short, 3/5 is shown and
     what the other two lack.
@@ -399,14 +424,19 @@ def table(
     """
     if metric is None:
         metric = default_metric(set().union(*(measure(folder, select, "")[2] for folder in folders)))
-    runs, absent = [], []
+    runs, absent, damaged = [], [], []
     for folder in folders:
         if (folder / ".hydra" / "config.yaml").exists():
-            runs.append(read(folder, select, metric))
+            try:
+                runs.append(read(folder, select, metric))
+            except ValueError as damage:
+                damaged.append(f"left out: {damage}")
         else:
             absent.append(folder.name)
     if not runs:
-        raise ValueError(f"none of the {len(folders)} folders holds a run")
+        more = f": {damaged[0]}" if damaged else ""
+        raise ValueError(f"none of the {len(folders)} folders holds a run{more}")
+    differ = uneven(runs, out)
     check_metric(metric, set().union(*(run.metrics for run in runs)))
     if within is not None:
         refuse_unlike(within, runs, by or ())
@@ -417,7 +447,7 @@ def table(
             raise ValueError(f"no key '{key}' in the config of these runs.{suggest(key, known)}")
     by = finer if by is None else by
     seeds = {token(run.seed): run.seed for run in runs}
-    notes = [f"not started: {', '.join(absent)}"] if absent else []
+    notes = [*damaged, *([f"not started: {', '.join(absent)}"] if absent else []), *differ]
     rows, rest = [], []
     for members in group(runs, by).values():
         row = Row(metric, {key: members[0].config.get(key, ABSENT) for key in by})
@@ -434,6 +464,8 @@ def table(
             again = [run.seed for run in cell if not (run.folder / "result.json").exists()]
             # a run that was not started from the command line has no overrides: nothing is known to type
             rest += [command(cell[0].typed, seed) for seed in again + never if cell[0].typed]
+            other = [run for run in cell if run.result and run.value is None and run.typed]
+            rest += [f"{command(run.typed, run.seed)} --again=changed" for run in other]
         rows.append(row)
     pooled = [key for key in finer if len(group(runs, [*by, key])) > len(rows)]
     twice = any(len(set(map(token, row.seeds))) < len(row.seeds) for row in rows)

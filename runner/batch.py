@@ -20,6 +20,7 @@ class Batch:
     limit: Tensor | None = None  # (B,) losses that are not below it have no gradient, where a sharpness method sets it
     guide: Tensor | None = None  # (B, C) logits that are to be imitated, where quantization sets them
     total: int = 0  # samples in the step's whole batch, over all micro-batches and devices; 0 means len(self)
+    epoch: int = 0  # of the step, from 0, for losses that change with it; of a client's own data in a federation
     lead: int = 0  # 1 where every tensor has a leading replica axis: (K, B, ...)
 
     def __len__(self) -> int:
@@ -34,18 +35,19 @@ class Batch:
         """The samples at `where` (a slice, an index or a boolean mask); `total` is kept."""
         where = (slice(None),) * self.lead + (where,)
         chosen = {name: value[where] for name, value in self.tensors().items()}
-        return Batch(**chosen, total=self.total, lead=self.lead)
+        return Batch(**chosen, total=self.total, epoch=self.epoch, lead=self.lead)
 
     def replica(self, k: int) -> "Batch":
         """One replica's batch out of (K, B, ...)."""
-        return Batch(**{name: value[k] for name, value in self.tensors().items()}, total=self.total)
+        own = {name: value[k] for name, value in self.tensors().items()}
+        return Batch(**own, total=self.total, epoch=self.epoch)
 
     @staticmethod
     def stack(batches: "list[Batch]") -> "Batch":
         """The batches of K replicas as one (K, B, ...)."""
         fields_of = [batch.tensors() for batch in batches]
         stacked = {name: torch.stack([own[name] for own in fields_of]) for name in fields_of[0]}
-        return Batch(**stacked, total=batches[0].total, lead=1)
+        return Batch(**stacked, total=batches[0].total, epoch=batches[0].epoch, lead=1)
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Consecutive parts of at most `size` samples."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from runner import checkpoint, distributed
+from runner.loss import Loss
 from runner.measure import (
     OF_PROBABILITIES,
     binned,
@@ -50,32 +51,31 @@ def final(trainer: Trainer) -> dict[str, Final]:
     data = trainer.dataset
     if data.task != "classes":
         return {}
-    proper = trainer.loss.probabilities
     splits = [split for split in (data.test, data.val) if split is not None]
-    found = {"last": of([trainer.predict(split) for split in splits], data.class_counts, proper)}
+    found = {"last": of([trainer.predict(split) for split in splits], data.class_counts, trainer.loss)}
     if data.val is not None and "val" in trainer.best:
         if trainer.best["val"]["step"] == trainer.count:
             found["best_val"] = found["last"]
         else:
             with saved(trainer, "val"):
                 predicted = [trainer.predict_as_is(split) for split in splits]
-            found["best_val"] = of(predicted, data.class_counts, proper)
+            found["best_val"] = of(predicted, data.class_counts, trainer.loss)
     return found
 
 
-def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int], probabilities: bool = True) -> Final:
-    """From logits and targets of the test split and, where there is one, the validation split. probabilities: whether
-    the softmax of the logits are some."""
+def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int], loss: Loss) -> Final:
+    """From logits and targets of the test split and, where there is one, the validation split."""
     logits, y = predicted[0]
-    *_, confidence, right = scores(logits, y)
+    own = loss.log_probabilities(logits)
+    *_, confidence, right = scores(logits, y, own)
     by_class = class_accuracy(right, y, logits.shape[1])
-    bins = binned(confidence, right, equal_width()) if probabilities else None
+    bins = binned(confidence, right, equal_width()) if loss.probabilities else None
     found = Final(group_accuracy(by_class, torch.tensor(class_counts)), by_class, bins)
     if len(predicted) > 1:
-        t = temperature(*predicted[1])
-        scaled = measures(logits / t, y, "classes")
+        t = temperature(loss.log_probabilities(predicted[1][0]), predicted[1][1])
+        scaled = measures(own / t, y, "classes")
         found.measures |= {"temperature": t, **{f"scaled_{key}": scaled[key] for key in OF_PROBABILITIES}}
-        *_, confidence, right = scores(logits / t, y)
+        *_, confidence, right = scores(own / t, y)
         found.scaled = binned(confidence, right, equal_width())
     found.measures = {key if key == "temperature" else f"test_{key}": value for key, value in found.measures.items()}
     return found

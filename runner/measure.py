@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.loss import wide
+from runner.loss import Loss, wide
 
 BINS = 15  # Guo et al. 2017, arXiv:1706.04599, section 5
 MANY, FEW = 100, 20  # Liu et al. 2019, arXiv:1904.05160, section 4
@@ -17,7 +17,7 @@ CHUNK = 2**22  # logits that are looked at in fp64 at a time
 OF_PROBABILITIES = ("nll", "brier", "ece", "adaptive_ece")  # the others are of the order of the logits alone
 
 
-def measures(logits: Tensor, y: Tensor, task: str, probabilities: bool = True) -> dict[str, float | None]:
+def measures(logits: Tensor, y: Tensor, task: str, loss: Loss | None = None) -> dict[str, float | None]:
     """The measures of a task over N samples; logits are (N, C) in any dtype, sums are in fp64.
 
     - "classes", y (N,) class ids: `accuracy` in [0, 1] of the largest logit; `balanced_accuracy`, the mean over the
@@ -30,17 +30,20 @@ def measures(logits: Tensor, y: Tensor, task: str, probabilities: bool = True) -
     - "regression", y (N,) and logits (N, 1), or both (N, C): `mae` and `rmse`, in the units of y.
 
     A measure that the samples do not define (an AUROC of one class) is nan, and so are all measures of classes where a
-    row of logits has no softmax (one of them nan or inf, say). Without `probabilities`, where the logits are scores
-    whose softmax means nothing (see `runner.loss.Loss`), those in OF_PROBABILITIES are None. Raises ValueError for
-    another task, and for shapes that do not fit it.
+    row of logits has no softmax (one of them nan or inf, say).
+
+    p are the probabilities that the loss defines: see `runner.loss.Loss`. None: the softmax, or sigmoid, of the logits.
+    Where it defines none, those in OF_PROBABILITIES are None. Raises ValueError for another task, and for shapes that
+    do not fit it.
     """
-    found = _measures(logits, y, task)
-    return found if probabilities else found | {key: None for key in OF_PROBABILITIES if key in found}
+    found = _measures(logits, logits if loss is None else loss.log_probabilities(logits), y, task)
+    none = [] if loss is None or loss.probabilities else OF_PROBABILITIES
+    return found | {key: None for key in none if key in found}
 
 
-def _measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
+def _measures(logits: Tensor, own: Tensor, y: Tensor, task: str) -> dict[str, float]:
     if task == "classes" and logits.dim() == 2 and y.shape == logits.shape[:1]:
-        nll, brier, confidence, right = scores(logits, y)
+        nll, brier, confidence, right = scores(logits, y, own)
         found = {
             "accuracy": right.mean().item(),
             "balanced_accuracy": class_accuracy(right, y, logits.shape[1])[y.unique().cpu()].mean().item(),
@@ -53,8 +56,8 @@ def _measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
             found["auroc"] = auroc((wide(logits)[:, 1] - wide(logits)[:, 0]).cpu(), y.cpu() == 1)
         return dict.fromkeys(found, math.nan) if right.isnan().any() else found
     if task == "multilabel" and logits.shape == y.shape:
-        logits, y = wide(logits).cpu(), y.cpu()
-        nll = F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype), reduction="none")
+        logits, own, y = wide(logits).cpu(), wide(own).cpu(), y.cpu()
+        nll = F.binary_cross_entropy_with_logits(own, y.to(logits.dtype), reduction="none")
         right = (logits > 0) == (y > 0.5)
         found = {
             "accuracy": right.double().mean().item(),
@@ -69,15 +72,16 @@ def _measures(logits: Tensor, y: Tensor, task: str) -> dict[str, float]:
     raise ValueError(f"task {task!r} cannot be measured on logits {tuple(logits.shape)} and targets {tuple(y.shape)}")
 
 
-def scores(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def scores(logits: Tensor, y: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of each of N samples -log p_y, sum_k (p_k - [k = y])^2, the largest probability, and 1 where it is that of y; nan
     where its logits have no softmax.
 
-    logits (N, C), y (N,) class ids; four times (N,) fp64 on the CPU.
+    logits (N, C), y (N,) class ids; four times (N,) fp64 on the CPU. own (N, C): that of which p is the softmax, where
+    it is not the logits. What is predicted is theirs: in small probabilities their order may be rounded away.
     """
-    logp = F.log_softmax(wide(logits), -1)
+    logp = F.log_softmax(wide(logits if own is None else own), -1)
     nll = F.nll_loss(logp, y, reduction="none")
-    top, guess = logp.max(-1)
+    top, guess = logp.amax(-1), logits.argmax(-1)
     square = logp.exp().square_().sum(-1)
     right = torch.where(top.isnan(), torch.nan, (guess == y).to(top.dtype))
     nll, square, top, right = (value.cpu().double() for value in (nll, square, top, right))

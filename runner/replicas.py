@@ -253,7 +253,7 @@ class Replicas(Trainer):
         seen = Seen(self.count, self.steps, self.steps_per_epoch, self.parts.model)
 
         def one(values: dict, numbers: dict, tensors: dict) -> tuple[Tensor, Tensor, Tensor]:
-            own = Batch(**tensors, total=batch.total)
+            own = Batch(**tensors, total=batch.total, epoch=batch.epoch)
             with self._holding(numbers):
                 loss, out = functional_call(self.parts, values, (self, seen, own))
             if loss.dim() != 0:

@@ -279,6 +279,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     )
     with _as_config_error("hook" if type(federated).start is Hook.start else "federated"):
         trainer.hooks.start(trainer)
+    trainer.notices += [*loss.notices(trainer), *risk.notices(trainer)]
     if not loss.probabilities and dataset.task != "regression":
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "

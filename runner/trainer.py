@@ -108,6 +108,7 @@ class Trainer:
     def step(self, batch: Batch) -> Tensor | None:
         """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""
         self.masks.step, self.masks.forwards = self.count, 0
+        batch.epoch = self.count // self.steps_per_epoch
         self.hooks.before(self)
         batch = self.hooks.batch(self, batch)
         self.set_lr()
@@ -309,12 +310,12 @@ class Trainer:
 
     def measured(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
         """Measures of what `predict` gives."""
-        return measures(logits, targets, self.dataset.task, self.loss.probabilities)
+        return measures(logits, targets, self.dataset.task, self.loss)
 
     @torch.no_grad()
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The logits of the model, or of another one, as the hooks present it and the loss has them measured
-        (`Loss.log_probabilities`), on a whole split in its order, in fp32, and the targets."""
+        """The logits of the model, or of another one, as the hooks present it, on a whole split in its order, in fp32,
+        and the targets."""
         self.average_statistics()
         with self.hooks.weights(self):
             return self.predict_as_is(split, model)
@@ -328,7 +329,7 @@ class Trainer:
         for batch in self.loader.evaluate(split, self.train.eval_batch_size):
             with self.precision.autocast():
                 out = forward(batch.x)
-            logits.append(self.loss.log_probabilities(self.loss.head(out).logits).float())
+            logits.append(self.loss.head(out).logits.float())
             targets.append(batch.y)
         self.model.train()
         logits, targets = torch.cat(logits), torch.cat(targets)

@@ -22,6 +22,7 @@ checks, and the batches of this file vary in all of it: what does not vary canno
 import importlib
 import importlib.util
 import inspect
+from dataclasses import replace
 from functools import lru_cache
 from math import log
 from pathlib import Path
@@ -458,8 +459,15 @@ def test_evidential_by_hand():
 
     ln(4 / 2), (1/2 - 3/4)^2 and KL(Dir(1, 2) || Dir(1, 1)) = ln Gamma(3) + psi(2) - psi(3) = ln 2 - 1/2.
     """
-    found = value(Evidential(2.0, 0.5), torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]))
+    found = value(Evidential(2.0, 0.5, 0), torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0]))
     assert found.item() == pytest.approx(log(2) + 2 / 16 + (log(2) - 1 / 2) / 2, rel=2e-6)  # 1e-6 is added to U
+
+
+def test_evidential_begins_with_cross_entropy():
+    """Of each class against the rest, its mean: ln 2 at z = 0, in the epochs before `begin`."""
+    loss, z, y = Evidential(begin=3), torch.zeros(1, 4, dtype=torch.float64), torch.tensor([1])
+    found = [loss(Output(z, z), replace(batch(y), epoch=epoch)).item() for epoch in range(5)]
+    assert found[0] == found[1] == found[2] == pytest.approx(found[3] + log(2)) and found[3] == found[4]
 
 
 def test_ensloss_by_hand():

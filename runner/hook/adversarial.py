@@ -68,7 +68,7 @@ class Adversarial(Hook):
         both["x"] = torch.cat([batch.x, moved])
         weight = batch.x.new_ones(len(batch)) if batch.weight is None else batch.weight
         both["weight"] = torch.cat([2 * self.clean * weight, 2 * (1 - self.clean) * weight])
-        return Batch(**both, total=2 * batch.total)
+        return Batch(**both, total=2 * batch.total, epoch=batch.epoch)
 
     def attack(self, run, batch: Batch) -> Tensor:
         """The batch's inputs, moved."""

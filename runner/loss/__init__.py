@@ -46,13 +46,17 @@ class Loss(nn.Module):
         return out
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        """What a run is measured by, from the head's logits (..., C): in the same order, and such that its softmax are
-        the probabilities that the loss defines. Default: the logits.
+        """Of the head's logits (..., C) that of which the softmax are the probabilities that the loss defines; these
+        have the order of the logits. Default: the logits.
         """
         return logits
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def notices(self, run) -> list[str]:
+        """What of it has no effect, or another one than expected, in this run, one line each; run: the Trainer."""
+        return []
 
     def observe(self, out: Output, batch: Batch) -> None:
         """Called once a step with the detached pass measured at w, and not when the step was skipped."""

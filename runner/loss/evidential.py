@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from runner.batch import Batch, Output
 from runner.loss import Loss, soft_targets, wide
-from runner.schema import NonNegative
+from runner.schema import Natural, NonNegative
 
 
 class Evidential(Loss):
@@ -21,14 +21,14 @@ class Evidential(Loss):
         alpha_c = C b_c / (U + 1e-6) + 1                  Dirichlet parameters
         L = sum_c y_c (log sum_k alpha_k - log alpha_c) + reg sum_c y_c (pl_c - (1 - I))^2
             + kl KL(Dir(y + (1 - y) alpha) || Dir(1))
+            + [epoch < begin] (1/C) sum_c cross-entropy of (pl_c, 1 - pl_c) with (y_c, 1 - y_c)
 
-    The I of the second term is not differentiated, and the 1e-6 is there, in the authors' code; its options beyond the
-    paper's equations (squared error in place of the logarithms, cross-entropy in the first five epochs) are not here.
-    The weight of the last term changes with the epochs in the paper; here it is constant, as its schedule could not be
-    settled: the text lets it "anneal to 0" from 0.05 and also grow, the code lets it grow from 0 to 0.05 in 500 epochs.
-    From random weights it hardly learns with ten classes: a belief is a product over all of them, near 0 at first with
-    its gradient. The authors' code can begin with cross-entropy for that reason; here a run does with `checkpoint=`,
-    from the weights of one with loss=ce.
+    The I of the second term is not differentiated, and the 1e-6 is there, in the authors' code (FlexibleLoss). So is
+    the last term, which the paper does not have: from random weights and with ten classes a belief is a product over
+    all of them, near 0 with its gradient, and hardly anything is learned without it. Squared error in place of the
+    logarithms, an option of that code, is not here. The weight of the KL term changes with the epochs in the paper;
+    here it is constant, as its schedule could not be settled: the text lets it "anneal to 0" from 0.05 and also grow,
+    the code lets it grow from 0 to 0.05 in 500 epochs.
     The measures of a run are of the mean of the Dirichlet distribution, alpha_c / sum_k alpha_k, the probability whose
     logarithm the first term takes; its order is that of pl and of z.
     Logits (..., C) and targets (...) or (..., C), soft ones being y above, give (...).
@@ -36,17 +36,24 @@ class Evidential(Loss):
     Parameters
     ----------
     reg : weight of the second term. Default 1, the paper's.
-    kl : weight of the last term. Default 0.05, the paper's largest.
+    kl : weight of the third term. Default 0.05, the paper's largest.
+    begin : so many first epochs have the last term. Default 5, the authors'; 0: never.
     """
 
-    def __init__(self, reg: NonNegative = 1.0, kl: NonNegative = 0.05):
+    def __init__(self, reg: NonNegative = 1.0, kl: NonNegative = 0.05, begin: Natural = 5):
         super().__init__()
         self.reg = reg
         self.kl = kl
+        self.begin = begin
+
+    def notices(self, run) -> list[str]:
+        last = -(-run.steps // run.steps_per_epoch)
+        if self.begin < last or run.unit != "epoch":  # clients have epochs of their own
+            return []
+        return [f"loss.begin={self.begin}: cross-entropy is added in every epoch of this run, which has {last}"]
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
-        alpha, _ = self.opinion(wide(logits))
-        return alpha.log() - alpha.sum(-1, keepdim=True).log()
+        return self.opinion(wide(logits))[0].log()
 
     def opinion(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """alpha (..., C) and log I (..., 1)."""
@@ -68,7 +75,10 @@ class Evidential(Loss):
         alpha, log_ignorance = self.opinion(z)
         likelihood = (y * (alpha.sum(-1, keepdim=True).log() - alpha.log())).sum(-1)
         plausibility = (y * (z.sigmoid() + torch.expm1(log_ignorance).detach()).square()).sum(-1)
-        return likelihood + self.reg * plausibility + self.kl * divergence(y + (1 - y) * alpha)
+        loss = likelihood + self.reg * plausibility + self.kl * divergence(y + (1 - y) * alpha)
+        if batch.epoch < self.begin:
+            loss = loss + F.binary_cross_entropy_with_logits(z, y, reduction="none").mean(-1)
+        return loss
 
 
 def divergence(alpha: Tensor) -> Tensor:

@@ -180,7 +180,6 @@ def measured(run: Trainer, session: Session) -> dict[str, float]:
     for name, split in deploy.splits(run).items():
         parts = [(session(batch.x), batch.y) for batch in run.loader.evaluate(split, run.train.eval_batch_size)]
         logits, y = (torch.cat(part) for part in zip(*parts, strict=True))
-        logits = run.loss.log_probabilities(logits)
         found |= {f"{name}_{key}": value for key, value in run.measured(logits, y).items()}
     return found
 

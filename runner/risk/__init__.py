@@ -31,6 +31,10 @@ class Risk(nn.Module):
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         raise NotImplementedError
 
+    def notices(self, run) -> list[str]:
+        """What of it has no effect, or another one than expected, in this run, one line each; run: the Trainer."""
+        return []
+
     def observe(self, losses: Tensor, batch: Batch, step: int, steps: int) -> None:
         """Called once a step with the detached losses at w, and not when the step was skipped; with `sharpness.m` once
         for every m samples. step: updates so far, this one included; steps: those of the whole run."""

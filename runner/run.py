@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner import again, checkpoint, distributed, keyed, provenance
+from runner import again, checkpoint, distributed, keyed, parts, provenance
 from runner.batch import Batch, Output
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
@@ -220,7 +220,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         world=distributed.world,
         dtype=torch.get_default_dtype(),
     )
-    _check_batches(loader, len(dataset.train), train, model)
+    _check_batches(loader, len(dataset.train), train)
     memory_format = torch.channels_last if train.channels_last else torch.preserve_format
     masks = Masks([config["seed"]])
     model = masks.install(model).to(device, memory_format=memory_format)
@@ -228,7 +228,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     if start is not None:
         start.into_model(model)
     transform = build(config["quantization"], "quantization")
-    example = next(iter(loader.evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
+    example = next(iter(_whole(loader).evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     calibration = _calibration(dataset, loader, config["seed"], transform.calibration) or example
     with _as_config_error("quantization"):
         model = masks.install(transform.prepare(model, calibration))
@@ -244,9 +244,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         )
     origin = None
     if start is not None:
-        parts = start.into_loss(loss, config["choices"]["loss"], trains=not rounds)
+        taken = start.into_loss(loss, config["choices"]["loss"], trains=not rounds)
         facts, lines = start.compare(config, dataset.fingerprint)
-        origin = {"path": str(start.path), "weights": start.digest(), "step": start.step, **parts, **facts}
+        origin = {"path": str(start.path), "weights": start.digest(), "step": start.step, **taken, **facts}
         dataset.notices += lines
     risk = build(config["risk"], "risk", **context).to(device)
     _try_loss(loss, risk, out, example)
@@ -289,9 +289,10 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     if rounds:
         trainer.steps = 0
     else:
-        parts = {"loss": loss, "risk": risk, "schedule": trainer.schedule, "sharpness": trainer.sharpness}
-        parts |= {"quantization": transform, "federated": federated}
-        options = {f"{group}={config['choices'][group]}": part for group, part in parts.items()}
+        parts.check(trainer, federated.epochs(trainer), example)
+        named = {"loss": loss, "risk": risk, "schedule": trainer.schedule, "sharpness": trainer.sharpness}
+        named |= {"quantization": transform, "federated": federated}
+        options = {f"{group}={config['choices'][group]}": part for group, part in named.items()}
         options |= {f"hook={name}": hooks[name] for name in config["hook"]}
         for where, part in options.items():
             trainer.notices += unreached(where, part, federated.clocks(trainer, part))
@@ -304,11 +305,16 @@ def _calibration(dataset, loader: Loader, seed: int, size: int) -> Batch | None:
         return None
     chosen = keyed.generator(seed, "calibration").permutation(len(dataset.train))[:size]
     rows = torch.from_numpy(np.sort(chosen))
-    whole = copy.copy(loader)
-    whole.rank, whole.world = 0, 1
     digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:10]
     dataset.record["calibration"] = {"samples": len(rows), "rows": digest, "of": "train"}
-    return next(iter(whole.evaluate(dataset.train.select(rows), len(rows))))
+    return next(iter(_whole(loader).evaluate(dataset.train.select(rows), len(rows))))
+
+
+def _whole(loader: Loader) -> Loader:
+    """The same loader, of which this process has all samples and not its share."""
+    whole = copy.copy(loader)
+    whole.rank, whole.world = 0, 1
+    return whole
 
 
 @contextmanager
@@ -319,17 +325,11 @@ def _as_config_error(where: str):
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _check_batches(loader: Loader, samples: int, train: Train, model: torch.nn.Module) -> None:
+def _check_batches(loader: Loader, samples: int, train: Train) -> None:
     if loader.steps_per_epoch == 0:
         raise ConfigError(
             f"train.batch_size={train.batch_size}: an epoch of {samples} samples has no whole batch to share among "
             f"{distributed.world} process(es); take a smaller batch or train.drop_last=false"
-        )
-    tail = 0 if train.drop_last else samples % train.batch_size
-    if tail == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        raise ConfigError(
-            f"train.batch_size={train.batch_size}: the last batch of an epoch of {samples} would be one sample, which "
-            "BatchNorm cannot use; set train.drop_last=true or another batch size"
         )
 
 

@@ -1,5 +1,7 @@
 """Federated algorithms: who trains on what, and how the updates come together."""
 
+from collections.abc import Iterator
+
 from runner.hook import Hook
 from runner.reach import Clock
 
@@ -18,6 +20,10 @@ class Federated(Hook):
         """The run's own hooks, and what an algorithm adds to them: first what it does in a client's steps, and last
         itself, to be started when they are."""
         return hooks
+
+    def epochs(self, run) -> Iterator[tuple[int, int, str]]:
+        """Training samples that are visited in turn, for how many steps, and whose they are, for a message."""
+        yield len(run.dataset.train), run.steps, "an epoch of"
 
     def describe(self, run) -> str:
         """The amount of work, for the run's heading."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from runner import checkpoint, keyed, padding
 from runner.batch import Batch
@@ -19,6 +19,7 @@ from runner.dropout import Dropout
 from runner.federated.partition import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
+from runner.parts import refusal
 from runner.record import Stopped
 from runner.replicas import Replicas, Unpackable, refuse, tolerance, twin
 from runner.risk import Risk
@@ -57,7 +58,7 @@ class Clients:
     remembers samples is shared, as each of them has one client, and one that changes what is evaluated is the server's.
     Its schedule is that of a run of its own over all rounds; an epoch's order is that of the plain run's epoch, of
     which every client takes its own samples. So one client with all the data does what the plain run does. A last batch
-    of one sample is left out where the model has batch normalisation.
+    of one sample is left out where the model cannot take one, see `runner.parts`.
 
     Parameters
     ----------
@@ -79,10 +80,11 @@ class Clients:
     ):
         self.run, self.rows, self.rounds, self.seed = run, rows, rounds, seed
         self.levels = levels
-        kinds = nn.modules.batchnorm._BatchNorm
-        pairs = any(isinstance(module, kinds) for module in run.model.modules())  # needs two samples
         size = run.loader.batch_size
-        self.kept = [len(own) - (pairs and len(own) % size == 1) for own in rows]
+        ones = [] if run.loader.drop_last else [client for client, own in enumerate(rows) if len(own) % size == 1]
+        first = run.dataset.train.select(torch.arange(1))
+        self.short = ones if ones and refusal(run, next(iter(run.loader.evaluate(first, 1)))) else []
+        self.kept = [len(own) - (client in self.short) for client, own in enumerate(rows)]
         self.per_epoch = [run.loader.steps(kept) for kept in self.kept]
         for client, count in enumerate(self.per_epoch):
             if not count:
@@ -120,6 +122,10 @@ class Clients:
         if nobodys and (self.memories or self.shared):
             lines.append(
                 f"{nobodys:,} samples belong to no client: what is remembered of every sample never has theirs"
+            )
+        if self.short:
+            lines.append(
+                f"{len(self.short):,} clients leave out the last sample of every epoch: the model cannot take it alone"
             )
         return lines
 

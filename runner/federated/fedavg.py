@@ -175,6 +175,11 @@ class FedAvg(Federated):
         run.notices += self.clients.notices(nobodys=int((self.partition.owner < 0).sum()))
         run.steps, run.steps_per_epoch, run.unit = self.rounds, 1, "round"
 
+    def epochs(self, run: Trainer) -> Iterator[tuple[int, int, str]]:
+        own = self.clients
+        for client in sorted({client for chosen, _ in self.plan for client in chosen}):
+            yield own.kept[client], self.rounds * own.steps[client], f"client {client}'s"
+
     def _draw(self, round_: int, drawn: int) -> tuple[list[int], list[int]]:
         """The clients of a round, and those among them whose answer never comes."""
         chosen = keyed.generator(self.seed, "participation", round_).permutation(self.count)[:drawn]

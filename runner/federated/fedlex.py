@@ -62,6 +62,11 @@ class FedLEx(FedAvg):
             self._explore(trainer)
         yield from super()._answers(trainer, clients, round_, answered)
 
+    def epochs(self, run):
+        yield from super().epochs(run)
+        for client in self.explorers:
+            yield self.clients.kept[client], self.clients.per_epoch[client], f"client {client}'s"
+
     def _explore(self, trainer) -> None:
         clients = self.clients
         kept = clients.steps, clients.rounds, trainer.loss_sum.clone(), trainer.correct.clone(), trainer.samples

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ class Composer:
     Two cells are of one kind where their overrides have the same keys in the same order and differ only in values:
     numbers, strings, null, or lists of these, given as plain `key=value` to keys that are no groups. Hydra applies such
     overrides last, one after another, so to apply the second cell's to the first cell's composed config gives what
-    Hydra would have composed, in a twentieth of the time.
+    Hydra would have composed, in a twentieth of the time; and to its plain dicts, where no value refers to another,
+    in a hundredth.
 
     Parameters
     ----------
@@ -50,6 +52,7 @@ class Composer:
         self.parsed: dict[str, Any] = {}
         self.groups = set(GROUPS)  # keys that choose an option
         self.kinds: dict[tuple, tuple] = {}  # kind -> (config without `hydra`, choices)
+        self.plain: dict[tuple, dict] = {}  # kind -> the config as plain dicts, where nothing in it refers to a key
 
     def __call__(self, overrides: list[str]) -> Cell:
         """Raises ConfigError, or Hydra's or OmegaConf's own error, where the cell does not compose or check."""
@@ -57,8 +60,12 @@ class Composer:
         from runner.config import check_all
 
         words = [self.parse(word) for word in overrides]
-        cfg, choices = self.altered(words) or self.composed(overrides, words)
-        config = resolved(cfg, choices)
+        config = self.copied(words)
+        if config is None:
+            cfg, choices = self.altered(words) or self.composed(overrides, words)
+            config = resolved(cfg, choices)
+            if not _refers(cfg):
+                self.plain[self.kind(words)] = _copy(config)
         check_all(config)
         return Cell(config, list(overrides))
 
@@ -72,6 +79,23 @@ class Composer:
             (word.key_or_group,) if word.key_or_group not in self.groups and _plain(word) else word.input_line
             for word in words
         )
+
+    def copied(self, words: list) -> dict | None:
+        """From an earlier cell of the same kind whose values all stand by themselves, or None where there is none."""
+        kind = self.kind(words)
+        if kind not in self.plain:
+            return None
+        config = _copy(self.plain[kind])
+        for word, of_kind in zip(words, kind, strict=True):
+            if isinstance(of_kind, tuple):
+                *path, last = word.key_or_group.split(".")
+                node = config
+                for key in path:
+                    node = node.get(key) if isinstance(node, dict) else None
+                if not isinstance(node, dict) or last not in node or isinstance(node[last], dict):
+                    return None  # Hydra says it better
+                node[last] = _copy(word.value())
+        return config
 
     def altered(self, words: list) -> tuple | None:
         """From an earlier cell of the same kind, or None where there is none."""
@@ -97,10 +121,31 @@ class Composer:
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
         if not self.groups.issuperset(choices):
             self.groups |= set(choices)
-            self.kinds.clear()  # they were told apart without these groups
+            self.kinds.clear(), self.plain.clear()  # they were told apart without these groups
         own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
         self.kinds[self.kind(words)] = (own, choices)
         return own, choices
+
+
+def _copy(node: Any) -> Any:
+    """Of plain dicts and lists; twenty times as fast as `copy.deepcopy`."""
+    if isinstance(node, dict):
+        return {key: _copy(value) for key, value in node.items()}
+    return [_copy(value) for value in node] if isinstance(node, list) else node
+
+
+def _refers(cfg) -> bool:
+    """Whether a value is made of another: an interpolation of anything but the environment."""
+    from omegaconf import OmegaConf
+
+    def look(node: Any) -> bool:
+        if isinstance(node, dict):
+            return any(map(look, node.values()))
+        if isinstance(node, list):
+            return any(map(look, node))
+        return isinstance(node, str) and "$" in node and not re.fullmatch(r"\$\{oc\.env:[^${}]*\}", node)
+
+    return look(OmegaConf.to_container(cfg, resolve=False))
 
 
 def _plain(word) -> bool:

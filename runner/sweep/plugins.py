@@ -22,6 +22,7 @@ from runner.config import Sweep, refuse_idle
 from runner.sweep import cells as ends
 from runner.sweep import objective, pool
 from runner.sweep.cells import Cell, Composer
+from runner.sweep.progress import counting
 
 
 class Pool(Launcher):
@@ -93,7 +94,13 @@ class Checked(Sweeper):
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         compose = Composer(lambda overrides: loader.load_sweep_config(self.config, overrides))
-        cells = ends.distinct(composed(compose, cell) for cell in BasicSweeper.split_arguments(overrides, None)[0])
+        wanted = BasicSweeper.split_arguments(overrides, None)[0]
+        made = (composed(compose, cell) for cell in wanted)
+        try:
+            cells = ends.distinct(counting(made, len(wanted), "composed"))
+        except KeyboardInterrupt:
+            print("stopped while composing; nothing was started", file=sys.stderr)
+            raise
         refuse_idle((cell.config, cell.overrides) for cell in cells)
         if not cells:
             raise ConfigError("the sweep has no runs: one of its ranges is empty")

@@ -22,6 +22,7 @@ from runner.provenance import mixed, remarks
 from runner.record import finished, history, read_config, read_json, read_yaml
 from runner.sweep.alike import default_metric, notices, refuse_unlike
 from runner.sweep.cells import counted
+from runner.sweep.progress import counting
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import Estimate, estimate, holm, paired
 
@@ -423,9 +424,10 @@ def table(
         rows that cannot be paired by seed.
     """
     if metric is None:
-        metric = default_metric(set().union(*(measure(folder, select, "")[2] for folder in folders)))
+        found = (measure(folder, select, "")[2] for folder in folders)
+        metric = default_metric(set().union(*counting(found, len(folders), "looked at")))
     runs, absent, damaged = [], [], []
-    for folder in folders:
+    for folder in counting(folders, len(folders), "read"):
         if (folder / ".hydra" / "config.yaml").exists():
             try:
                 runs.append(read(folder, select, metric))

@@ -277,6 +277,8 @@ def launch(config: dict, overrides: list[str]) -> int:
 
 
 def _run(config: dict, overrides: list[str]) -> int:
+    from runner.blame import blame, own_frame
+    from runner.config import folder
     from runner.diagnose import NonFinite
     from runner.record import Died, Stopped
     from runner.run import run
@@ -296,8 +298,12 @@ def _run(config: dict, overrides: list[str]) -> int:
         return 130
     except OSError as error:
         return _no_room(error)
-    except Exception:
-        traceback.print_exc()
+    except (Exception, SystemExit) as error:
+        if own_frame(error) is None:
+            traceback.print_exc()
+        else:  # in code of the user's: it names its file and line, and failed.json has the rest
+            kept = folder(config) / "failed.json"
+            print(f"runner: {blame(error)}" + (f"; in full: {kept}" if kept.exists() else ""), file=sys.stderr)
         return 1
     return 0
 

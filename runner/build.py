@@ -16,6 +16,7 @@ from math import inf, isfinite
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from runner.blame import blame, source
+from runner.listing import GROUPS, MANY
 from runner.schema import Range, When, beyond
 
 CONTEXT = {"shape", "bounds", "classes", "samples", "class_counts", "bag", "features"}  # of the data and the model
@@ -258,10 +259,14 @@ def build(node: dict, where: str, **context: Any) -> Any:
             nested = isinstance(value, dict) and "_target_" in value
             arguments[key] = build(value, f"{where}.{key}", **context) if nested else value
     try:
-        return target(**arguments)
+        made = target(**arguments)
     except (ConfigError, KeyboardInterrupt):
         raise
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error
     except BaseException as error:  # whatever a constructor does, SystemExit included
         raise ConfigError(f"{where}: {target.__name__} cannot be built: {blame(error)}") from error
+    group = where.partition(".")[0]
+    if not isinstance(target, type) and (where in GROUPS or group in MANY):
+        fits(group, made, f"{where}, as {target.__name__}{source(target)} made it")
+    return made

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner import again, checkpoint, distributed, keyed, parts, provenance
-from runner.batch import Batch, Output
+from runner import again, checkpoint, distributed, keyed, parts, provenance, trial
+from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
 from runner.dataset import Dataset
@@ -90,7 +90,13 @@ class Job:
         prepare(config["seed"], train, device)
         loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
         self.record = Record(self.folder, loggers) if distributed.rank == 0 else Elsewhere(self.folder)
-        built = assemble(config, train, device, self.record)
+        with trial.one_line():
+            if others := trial.tried(config):
+                made, _, *rest = assemble(trial.central(config), train, device, Elsewhere(self.folder))
+                trial.two_steps(made, *rest, others)
+                del made, rest
+                prepare(config["seed"], train, device)
+            built = assemble(config, train, device, self.record)
         self.trainer, self.federated, self.transform, self.calibration = built
         self.trainer.notices += without_effect(config, overrides).values()
         self.trainer.made = {**provenance.code(config), "data": self.trainer.dataset.record.get("fingerprint")}
@@ -230,16 +236,21 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     transform = build(config["quantization"], "quantization")
     example = next(iter(_whole(loader).evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     calibration = _calibration(dataset, loader, config["seed"], transform.calibration) or example
-    with _as_config_error("quantization"):
-        model = masks.install(transform.prepare(model, calibration))
+    with trial.guard("quantization", transform, "prepare fails"), _as_config_error("quantization"):
+        prepared = transform.prepare(model, calibration)
+    if not isinstance(prepared, torch.nn.Module):
+        raise trial.wrong("quantization", transform, "prepare", "the model, a torch.nn.Module", prepared)
+    model = masks.install(prepared)
     precision = Precision(train.precision, device)
-    out = _try(model, example, precision)
+    out = trial.output(model, example, precision)
     context["features"] = out.features.shape[-1]
     loss = masks.install(build(config["loss"], "loss", **context)).to(device)
     rounds = start is not None and transform.after  # and does not train
-    if dataset.task not in loss.tasks:
+    with trial.guard("loss", loss, "has no tasks"):
+        tasks = tuple(loss.tasks)
+    if dataset.task not in tasks:
         raise ConfigError(
-            f"loss={config['choices']['loss']} is defined for {' and '.join(loss.tasks)}, "
+            f"loss={config['choices']['loss']} is defined for {' and '.join(tasks)}, "
             f"dataset={config['choices']['dataset']} has {dataset.task}"
         )
     origin = None
@@ -249,8 +260,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         origin = {"path": str(start.path), "weights": start.digest(), "step": start.step, **taken, **facts}
         dataset.notices += lines
     risk = build(config["risk"], "risk", **context).to(device)
-    _try_loss(loss, risk, out, example)
-    weights = Weights(model, loss, risk)
+    trial.value(model, loss, risk, out, example, dataset.classes)
+    with _as_config_error("model"):
+        weights = Weights(model, loss, risk)
     elementwise = getattr(locate(config["optim"]["_target_"], "optim"), "elementwise", False)
     params = [weights.flat] if elementwise else weights.parameters
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
@@ -260,6 +272,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         hooks = {"quantization": transform} | hooks
     if transform.begin:
         hooks = {"late": Late(transform.begin, calibration)} | hooks
+    optimizer = build(config["optim"], "optim", params=params)
+    trial.rates(optimizer)
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -267,7 +281,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         loss=loss,
         risk=risk,
         weights=weights,
-        optimizer=build(config["optim"], "optim", params=params),
+        optimizer=optimizer,
         schedule=build(config["schedule"], "schedule"),
         sharpness=build(config["sharpness"], "sharpness"),
         hooks=Hooks(federated.among(hooks)),
@@ -277,7 +291,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         device=device,
         record=record,
     )
-    with _as_config_error("hook" if type(federated).start is Hook.start else "federated"):
+    where = "hook" if type(federated).start is Hook.start else "federated"
+    with trial.one_line(where), _as_config_error(where):
         trainer.hooks.start(trainer)
     trainer.notices += [*loss.notices(trainer), *risk.notices(trainer)]
     if not loss.probabilities and dataset.task != "regression":
@@ -331,33 +346,6 @@ def _check_batches(loader: Loader, samples: int, train: Train) -> None:
             f"train.batch_size={train.batch_size}: an epoch of {samples} samples has no whole batch to share among "
             f"{distributed.world} process(es); take a smaller batch or train.drop_last=false"
         )
-
-
-@torch.no_grad()
-def _try(model, example: Batch, precision: Precision) -> Output:
-    """One forward of two samples in evaluation mode: a part that does not fit is found before anything is written."""
-    model.eval()
-    with precision.autocast():
-        out = model(example.x)
-    model.train()
-    logits = getattr(out, "logits", None)
-    if logits is None or len(logits) != len(example):
-        raise ConfigError(f"model: {type(model).__name__} must return runner.batch.Output(logits, features)")
-    return out
-
-
-@torch.no_grad()
-def _try_loss(loss, risk, out: Output, example: Batch) -> None:
-    """The same of the loss and the risk, which are made for the model's features."""
-    out = loss.head(out)
-    logits, losses = out.logits, loss(out, example)
-    if tuple(losses.shape) != tuple(logits.shape[:-1]):
-        raise ConfigError(
-            f"loss: {type(loss).__name__} must return one value per sample, {tuple(logits.shape[:-1])}, "
-            f"got {tuple(losses.shape)}"
-        )
-    if risk(losses, example).dim() != 0:
-        raise ConfigError(f"risk: {type(risk).__name__} must return a scalar")
 
 
 class Elsewhere:

@@ -1,0 +1,464 @@
+"""Every seam handed wrong methods of a user's: one line each, that names the file and what the seam expects."""
+
+import textwrap
+
+import pytest
+import torch
+
+from runner.build import ConfigError
+from runner.run import Job
+from runner.trial import foreign
+from tests.tiny import compose
+
+BASE = ["dataset.subset=60", "train.batch_size=10", "train.epochs=1", "model.hidden=[8]"]
+HEAD = """
+import sys
+import torch
+from torch import nn
+from torch.nn import functional as F
+from dataclasses import replace
+from contextlib import contextmanager
+from runner.augment import Augment
+from runner.batch import Batch, Output, Pass
+from runner.hook import Hook
+from runner.loss import Loss
+from runner.quantization import Transform
+from runner.risk import Risk
+from runner.schedule import Schedule
+from runner.sharpness import Sharpness
+
+def ce(out, batch):
+    return F.cross_entropy(out.logits, batch.y, reduction="none")
+"""
+# What the words of a command and the class of a right method are, of each seam
+RIGHT = {
+    "model": (
+        ["model._target_={}", "~model.hidden"],
+        """
+class Own(nn.Module):
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.head = nn.Linear(64, classes)
+    def forward(self, x):
+        return Output(self.head(x.flatten(1)), x.flatten(1))
+""",
+    ),
+    "loss": (
+        ["loss._target_={}", "~loss.label_smoothing"],
+        """
+class Own(Loss):
+    def forward(self, out, batch):
+        return ce(out, batch)
+    def observe(self, out, batch):
+        pass
+""",
+    ),
+    "risk": (
+        ["risk._target_={}"],
+        """
+class Own(Risk):
+    def forward(self, losses, batch):
+        return losses.mean()
+    def observe(self, losses, batch, step, steps):
+        pass
+""",
+    ),
+    "optim": (
+        ["optim._target_={}", *(f"~optim.{key}" for key in ("momentum", "weight_decay", "dampening", "nesterov"))],
+        """
+class Own(torch.optim.Optimizer):
+    def __init__(self, params, lr: float = 0.1):
+        super().__init__(params, {"lr": lr})
+    def step(self, closure):
+        loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.add_(p.grad, alpha=-group["lr"])
+        return loss
+""",
+    ),
+    "schedule": (
+        ["schedule._target_={}", "~schedule.final", "~schedule.warmup"],
+        """
+class Own(Schedule):
+    def factor(self, progress, epoch):
+        return 1 - progress
+""",
+    ),
+    "sharpness": (
+        ["sharpness._target_={}"],
+        """
+class Own(Sharpness):
+    def __call__(self, closure, weights):
+        first = closure()
+        with weights.restored():
+            weights.add_(weights.grad, 0.01)
+            closure()
+        return first
+""",
+    ),
+    "quantization": (
+        ["quantization._target_={}"],
+        """
+class Own(Transform):
+    def prepare(self, model, batch):
+        return model
+    def convert(self, model, batch):
+        return model
+""",
+    ),
+    "hook": (
+        ["+hook.own._target_={}"],
+        """
+class Own(Hook):
+    count = 0
+    def start(self, run):
+        pass
+    def before(self, run):
+        pass
+    def batch(self, run, batch):
+        return batch
+    def loss(self, run, out, batch):
+        return 0.01 * out.logits.square().mean()
+    def observe(self, run, out, batch):
+        pass
+    def gradient(self, run):
+        pass
+    def step(self, run):
+        self.count += 1
+    @contextmanager
+    def weights(self, run):
+        yield
+    def state_dict(self):
+        return {"count": self.count}
+    def load_state_dict(self, state):
+        self.count = state["count"]
+""",
+    ),
+    "augment": (
+        ["+augment.own._target_={}"],
+        """
+class Own(Augment):
+    def pixels(self, x, draw):
+        return x
+    def batch(self, batch, draw):
+        return batch
+""",
+    ),
+}
+# (a line of the right class, what stands there instead, what is said): twelve of every seam
+BODY = "        super().__init__()\n        self.head = nn.Linear(64, classes)\n"
+OUT = "        return Output(self.head(x.flatten(1)), x.flatten(1))\n"
+SEAM = "must return runner.batch.Output(logits, features)"
+WRONG = {
+    "model": [
+        (OUT, "        return None\n", f"Own (FILE).forward {SEAM}, got None"),
+        (OUT, "        return self.head(x.flatten(1))\n", f"{SEAM}, got a tensor of (2, 10) in float32"),
+        (OUT, "        return x.flatten(1), self.head(x.flatten(1))\n", f"{SEAM}, got an object of tuple"),
+        (
+            OUT,
+            "        return Output(self.head(x.flatten(1)).argmax(1), x)\n",
+            "must return logits as a floating-point tensor",
+        ),
+        (OUT, "        return Output(self.head(x.flatten(1)).detach(), x.flatten(1))\n", "a value without a gradient"),
+        (
+            OUT,
+            "        return Output(self.head(x.flatten(1))[:, :7], x.flatten(1))\n",
+            "logits of 10 classes, (2, 10), got",
+        ),
+        (
+            OUT,
+            "        return Output(self.head(x.flatten(1))[:1], x.flatten(1))\n",
+            "logits as a floating-point tensor (2,",
+        ),
+        (
+            OUT,
+            "        return Output(self.head(x.flatten(1)), None)\n",
+            "features as a floating-point tensor (2, ...), got",
+        ),
+        (
+            OUT,
+            "        return Output(self.head(x), x)\n",
+            "does not take a batch of (2, 1, 8, 8): RuntimeError: ",
+        ),
+        (
+            OUT,
+            "        sys.exit(0)\n",
+            "does not take a batch of (2, 1, 8, 8): SystemExit: 0 (FILE, line 25, in forward)",
+        ),
+        (OUT, "        x.mul_(2)\n" + OUT, "Own (FILE).forward changes what it is given in place"),
+        (BODY, "        super().__init__()\n        self.head = lambda x: x[:, :10]\n", "there is nothing to train"),
+        (
+            BODY,
+            "        raise KeyError('no key')\n",
+            "model: Own cannot be built: KeyError: 'no key' (FILE, line 22, in",
+        ),
+        (
+            BODY,
+            "        self.head = nn.Linear(64, classes)\n",
+            "cannot be built: AttributeError: cannot assign module before",
+        ),
+        ("(nn.Module)", "", "Own (FILE) is no torch.nn.Module, which every option of 'model' is"),
+        ("forward", "forwrad", 'NotImplementedError: Module [Own] is missing the required "forward" function'),
+    ],
+    "loss": [
+        (
+            "return ce(out, batch)",
+            "return None",
+            "must return one value per sample, a floating-point tensor (2,), got None",
+        ),
+        ("return ce(out, batch)", "return ce(out, batch).mean()", "got a tensor of () in float32"),
+        ("return ce(out, batch)", "return out.logits", "got a tensor of (2, 10) in float32"),
+        ("return ce(out, batch)", "return out.logits.argmax(1)", "got a tensor of (2,) in int64"),
+        (
+            "return ce(out, batch)",
+            "return ce(out, batch).detach()",
+            "Own (FILE).forward returns a value without a gradient",
+        ),
+        ("return ce(out, batch)", "return ce(out, batch).tolist()", "got an object of list"),
+        ("return ce(out, batch)", "return 1 / 0", "ZeroDivisionError: division by zero (FILE, line 22, in forward)"),
+        ("return ce(out, batch)", "sys.exit()", "SystemExit (FILE, line 22, in forward)"),
+        (
+            "return ce(out, batch)",
+            "return out.logits @ out.logits",
+            "cannot take logits of (2, 10) and targets of (2,):",
+        ),
+        ("return ce(out, batch)", "batch.y.fill_(0); return ce(out, batch)", "changes what it is given in place"),
+        ("        pass\n", "        return 3\n", "Own (FILE).observe must return nothing"),
+        (
+            "        pass\n",
+            "        self.nothing.x\n",
+            "fails in observe: AttributeError: 'Own' object has no attribute",
+        ),
+        ("forward", "foward", "cannot take logits of (2, 10) and targets of (2,): NotImplementedError"),
+        ("(Loss)", "(nn.Module)", "Own (FILE) is no runner.loss.Loss"),
+        ("    def observe", "    @property\n    def tasks(self): return self.x\n    def observe", "AttributeError"),
+    ],
+    "risk": [
+        ("return losses.mean()", "return None", "must return a scalar, a floating-point tensor (), got None"),
+        ("return losses.mean()", "return losses", "got a tensor of (2,) in float32"),
+        ("return losses.mean()", "return losses.mean().item()", "must return a scalar"),
+        ("return losses.mean()", "return losses.mean(0, keepdim=True)", "got a tensor of (1,) in float32"),
+        (
+            "return losses.mean()",
+            "return losses.mean().detach()",
+            "Own (FILE).forward returns a value without a gradient",
+        ),
+        ("return losses.mean()", "return losses.mean().long()", "got a tensor of () in int64"),
+        ("return losses.mean()", "return losses.means()", "cannot take losses of (2,): AttributeError"),
+        ("return losses.mean()", "raise SystemExit('bye')", "SystemExit: bye (FILE, line 22, in forward)"),
+        ("return losses.mean()", "losses.data.fill_(1); losses.detach().mul_(2); return losses.mean()", "in place"),
+        ("        pass\n", "        return losses\n", "Own (FILE).observe must return nothing"),
+        ("        pass\n", "        losses[9999]\n", "fails in observe: IndexError"),
+        ("(Risk)", "(Loss)", "Own (FILE) is no runner.risk.Risk"),
+        ("losses, batch)", "losses)", "cannot take losses of (2,): TypeError: Own.forward() takes 2 positional"),
+    ],
+    "optim": [
+        ("        loss = closure()\n", "        loss = None\n", "Own (FILE).step must call the closure"),
+        ("        loss = closure()\n", "        loss = closure(1)\n", "fails in step(closure): TypeError"),
+        ("(self, closure)", "(self)", "fails in step(closure): TypeError"),
+        (
+            "        return loss\n",
+            "        raise RuntimeError('a bug')\n",
+            "RuntimeError: a bug (FILE, line 28, in step)",
+        ),
+        ("        return loss\n", "        sys.exit(3)\n", "SystemExit: 3 (FILE, line 28, in step)"),
+        ('{"lr": lr}', "lr", "optim: Own cannot be built: "),
+        ('{"lr": lr}', "{}", "optim: Own (FILE) has no 'lr' in its param_groups"),
+        (
+            "        super().__init__(params",
+            "        1 / 0\n        super().__init__(params",
+            "cannot be built: ZeroDivision",
+        ),
+        ("        super().__init__(params", "        dict(params", "optim"),
+        ("p.grad", "p.gard", "AttributeError: 'Parameter' object has no attribute 'gard'"),
+        ("(torch.optim.Optimizer)", "(Loss)", "Own (FILE) is no torch.optim.Optimizer"),
+        ("params, lr", "lr", "optim"),
+    ],
+    "schedule": [
+        ("return 1 - progress", "return None", "Own (FILE).factor must return a finite number at least 0"),
+        ("return 1 - progress", "return 'fast'", "got 'fast'"),
+        ("return 1 - progress", "return -0.5", "a finite number at least 0, as at step 0 of 6, got -0.5"),
+        ("return 1 - progress", "return 0.4 - progress", "as at step 3 of 6, got -0."),
+        ("return 1 - progress", "return float('nan')", "got nan"),
+        ("return 1 - progress", "return float('inf')", "got inf"),
+        ("return 1 - progress", "return True", "got True"),
+        ("return 1 - progress", "return torch.tensor([1.0])", "got a tensor of (1,) in float32"),
+        ("return 1 - progress", "return 1 / progress", "fails at step 0 of 6: ZeroDivisionError"),
+        ("return 1 - progress", "sys.exit()", "fails at step 0 of 6: SystemExit"),
+        ("(self, progress, epoch)", "(self, progress)", "fails at step 0 of 6: TypeError"),
+        ("factor", "factors", "fails at step 0 of 6: NotImplementedError"),
+        ("(Schedule)", "", "Own (FILE) is no runner.schedule.Schedule"),
+    ],
+    "sharpness": [
+        ("return first", "return None", "must return the runner.batch.Pass of a call of the closure, got None"),
+        ("return first", "return first.loss", "Own (FILE).__call__ must return the runner.batch.Pass"),
+        ("return first", "return 1.0", "got 1.0"),
+        ("with weights.restored()", "if True", "must leave the weights as they were, bit for bit"),
+        ("return first", "weights.data.zero_(); return first", "must leave the weights as they were"),
+        ("first = closure()", "first = closure(1, 2, 3, 4, 5, 6)", "fails: TypeError"),
+        ("return first", "return first.missing", "fails: AttributeError"),
+        ("return first", "sys.exit(1)", "fails: SystemExit: 1 (FILE, line 26, in __call__)"),
+        ("weights.grad, 0.01", "weights.grad[:3], 0.01", "fails: RuntimeError"),
+        ("    def __call__", "    m = 'many'\n    def __call__", "m must be a number of samples or None, got 'many'"),
+        ("    def __call__", "    m = 0\n    def __call__", "m must be a number of samples or None, got 0"),
+        ("__call__", "call", "fails: NotImplementedError"),
+        ("(Sharpness)", "", "Own (FILE) is no runner.sharpness.Sharpness"),
+    ],
+    "quantization": [
+        (
+            "return model\n    def convert",
+            "return None\n    def convert",
+            "Own (FILE).prepare must return the model, a torch.nn",
+        ),
+        ("return model\n    def convert", "return model, 1\n    def convert", "got an object of tuple"),
+        ("return model\n    def convert", "return 1 / 0\n    def convert", "ZeroDivisionError: division by zero (FILE"),
+        ("return model\n    def convert", "sys.exit()\n    def convert", "SystemExit (FILE, line 22, in prepare)"),
+        ("return model\n    def convert", "return nn.Flatten()\n    def convert", "must return runner.batch.Output"),
+        ("return model\n    def convert", "raise ValueError('no')\n    def convert", "quantization: no"),
+        (
+            "def convert(self, model, batch):\n        return model",
+            "def convert(self, model, batch): pass",
+            "convert must",
+        ),
+        (
+            "def convert(self, model, batch):\n        return model",
+            "def convert(self, model, batch): 1 / 0",
+            "convert fails: Z",
+        ),
+        ("def convert", "def converts", "convert fails: NotImplementedError"),
+        ("def prepare", "def prepares", "NotImplementedError"),
+        ("(Transform)", "", "Own (FILE) is no runner.quantization.Transform"),
+        ("    def convert", "    @property\n    def begin(self): return self.x\n    def convert", "AttributeError"),
+        ("def prepare(self, model, batch)", "def prepare(self, model)", "TypeError"),
+    ],
+    "hook": [
+        (
+            "        return batch\n",
+            "        return None\n",
+            "hook.own: Own (FILE).batch must return a runner.batch.Batch, got None",
+        ),
+        (
+            "        return batch\n",
+            "        return batch.x\n",
+            "batch must return a runner.batch.Batch, got a tensor of (8, 1",
+        ),
+        ("        return batch\n", "        return batch.select(slice(0, 0))\n", "must return a runner.batch.Batch"),
+        (
+            "return 0.01 * out.logits.square().mean()",
+            "return None",
+            "loss must return a scalar, a floating-point tensor ()",
+        ),
+        ("return 0.01 * out.logits.square().mean()", "return out.logits", "got a tensor of (8, 10) in float32"),
+        ("return 0.01 * out.logits.square().mean()", "return 'much'", "got 'much'"),
+        (
+            "return 0.01 * out.logits.square().mean()",
+            "return out.logits.data.zero_().mean()",
+            "changes what it is given in",
+        ),
+        ("        self.count += 1\n", "        self.count += self.nothing\n", "fails in step: AttributeError"),
+        ("        self.count += 1\n", "        sys.exit(0)\n", "fails in step: SystemExit: 0 (FILE, line 35, in step)"),
+        (
+            "def gradient(self, run):\n        pass",
+            "def gradient(self, run):\n        return run.weights.grad * 2",
+            "must return nothing",
+        ),
+        ("    @contextmanager\n", "", "weights must return a context manager"),
+        ('return {"count": self.count}', "return None", "state_dict must return a dict of tensors, numbers, strings"),
+        ('return {"count": self.count}', "return {'count': self.before}", "state_dict, or load_state_dict of what it"),
+        ('state["count"]', 'state["cuont"]', "fails: KeyError: 'cuont'"),
+        ("def start(self, run):\n        pass", "def start(self, run):\n        run.nothing", "hook: AttributeError"),
+        (
+            "def start(self, run):\n        pass",
+            "def start(self, run):\n        raise ValueError('not here')",
+            "hook: not here",
+        ),
+        ("(Hook)", "", "Own (FILE) is no runner.hook.Hook"),
+    ],
+    "augment": [
+        (
+            "        return x\n",
+            "        return None\n",
+            "Own (FILE).pixels must return inputs as it was given them, (8, 1, 8, 8)",
+        ),
+        ("        return x\n", "        return x[0]\n", "got a tensor of (1, 8, 8)"),
+        ("        return x\n", "        return x[:3]\n", "got a tensor of (3, 1, 8, 8)"),
+        ("        return x\n", "        return x.expand(-1, 3, -1, -1)\n", "got a tensor of (8, 3, 8, 8)"),
+        ("        return x\n", "        return x.nothing\n", "fails in pixels: AttributeError"),
+        ("        return x\n", "        sys.exit(0)\n", "fails in pixels: SystemExit: 0 (FILE, line 22, in pixels)"),
+        (
+            "        return batch\n",
+            "        return None\n",
+            "Own (FILE).batch must return a runner.batch.Batch, got None",
+        ),
+        ("        return batch\n", "        return batch.x, batch.y\n", "got an object of tuple"),
+        ("        return batch\n", "        return replace(batch, z=1)\n", "fails in batch: TypeError"),
+        ("batch(self, batch, draw)", "batch(self, batch)", "fails in batch: TypeError"),
+        ("(Augment)", "", "Own (FILE) is no runner.augment.Augment"),
+        (
+            "class Own(Augment):",
+            "class Own(Augment):\n    def __init__(self): 1 / 0",
+            "augment.own: Own cannot be built: Zero",
+        ),
+    ],
+}
+CASES = [(seam, number) for seam, cases in WRONG.items() for number in range(len(cases))]
+
+
+@pytest.fixture
+def built(tmp_path, monkeypatch):
+    """A Job with a class of the user's at one seam."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def job(seam: str, code: str, *more: str) -> tuple[Job, str]:
+        name = f"own_{abs(hash((seam, code))):x}"
+        (tmp_path / f"{name}.py").write_text(HEAD + textwrap.dedent(code))
+        words = [word.format(f"{name}.Own") for word in RIGHT[seam][0]]
+        base = [word for word in BASE if seam != "model" or not word.startswith("model.")]
+        job.file = f"{name}.py"
+        return Job(compose(*base, *words, *more), words)
+
+    return job
+
+
+@pytest.mark.parametrize("seam", RIGHT)
+def test_a_right_method_passes(seam, built):
+    job = built(seam, RIGHT[seam][1])
+    name = seam if seam not in ("hook", "augment") else f"{seam}.own"
+    assert foreign(job.config) == [name]
+    assert not list(job.folder.parent.parent.glob("*"))  # nothing is written
+    before = torch.get_rng_state()
+    again = built(seam, RIGHT[seam][1])
+    assert torch.equal(before, torch.get_rng_state())  # the trial leaves nothing behind
+    assert torch.equal(job.trainer.weights.data, again.trainer.weights.data)
+    assert job.trainer.count == 0
+
+
+@pytest.mark.parametrize(("seam", "number"), CASES, ids=[f"{seam}-{number}" for seam, number in CASES])
+def test_a_wrong_method_is_one_line(seam, number, built, tmp_path):
+    old, new, expected = WRONG[seam][number]
+    right = RIGHT[seam][1]
+    assert old in right
+    with pytest.raises(ConfigError) as caught:
+        built(seam, right.replace(old, new, 1))
+    line = str(caught.value)
+    assert expected.replace("FILE", built.file) in line
+    assert "\n" not in line and len(line) < 500
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".py" and path.name != "__pycache__"] == []
+
+
+def test_there_are_twelve_of_every_seam():
+    assert all(len(cases) >= 12 for cases in WRONG.values())
+
+
+def test_a_bug_that_shows_later_is_a_line_too(tmp_path, monkeypatch, capsys):
+    from runner.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_later.py").write_text(HEAD + RIGHT["hook"][1].replace("self.count += 1", "[1, 2, 3][run.count]"))
+    assert main(["+hook.own._target_=own_later.Own", *BASE]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("runner: IndexError: list index out of range (own_later.py, line 35, in step); in full: ")
+    assert "Traceback" in open(line.partition("in full: ")[2]).read()

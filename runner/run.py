@@ -273,7 +273,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     if transform.begin:
         hooks = {"late": Late(transform.begin, calibration)} | hooks
     optimizer = build(config["optim"], "optim", params=params)
-    trial.rates(optimizer)
+    sharpness = build(config["sharpness"], "sharpness")
+    trial.attributes(optimizer, sharpness)
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -283,7 +284,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         weights=weights,
         optimizer=optimizer,
         schedule=build(config["schedule"], "schedule"),
-        sharpness=build(config["sharpness"], "sharpness"),
+        sharpness=sharpness,
         hooks=Hooks(federated.among(hooks)),
         precision=precision,
         masks=masks,

@@ -137,8 +137,12 @@ def scalar(where: str, part: Any, method: str, total: Any) -> None:
         raise wrong(where, part, method, "a scalar, a floating-point tensor ()", total)
 
 
-def rates(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ConfigError where there is no learning rate that a schedule could set."""
+def attributes(optimizer: torch.optim.Optimizer, sharpness: Sharpness) -> None:
+    """Raises ConfigError where there is no learning rate that a schedule could set, or no m that is samples."""
+    with guard("sharpness", sharpness, "has no m"):
+        m = sharpness.m
+    if m is not None and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
+        raise ConfigError(f"sharpness: {named(sharpness)}.m must be a number of samples or None, got {_kind(m)}")
     if not all("lr" in group for group in optimizer.param_groups):
         raise ConfigError(f"optim: {named(optimizer)} has no 'lr' in its param_groups, which the schedule sets")
 
@@ -327,8 +331,6 @@ class _Ascent(Sharpness):
 
     def __init__(self, inner: Sharpness):
         self.inner, self.m = inner, inner.m
-        if self.m is not None and (not isinstance(self.m, int) or isinstance(self.m, bool) or self.m < 1):
-            raise ConfigError(f"sharpness: {named(inner)}.m must be a number of samples or None, got {_kind(self.m)}")
 
     def __call__(self, closure, weights) -> Pass:
         before = weights.clone()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from runner import words
 from runner.build import ConfigError
 from runner.listing import GROUPS, conf_dir, listing, options
+from runner.output import unbreakable
 
 USAGE = """\
 usage: python -m runner [group=option ...] [key=value ...] [-m]
@@ -44,7 +46,15 @@ PLUGINS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 130/143 stopped."""
+    """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 128 + n by signal n."""
+    with unbreakable():
+        try:
+            return _main(argv)
+        except KeyboardInterrupt:
+            return 130
+
+
+def _main(argv: list[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     from runner import again
 
@@ -289,7 +299,7 @@ def _run(config: dict, overrides: list[str]) -> int:
         return _mistake(str(error))
     except Stopped as stop:
         print(f"stopped by {stop}; the same command goes on from here", file=sys.stderr)
-        return 143 if "TERM" in str(stop) else 130
+        return 128 + signal.Signals[str(stop)]
     except (NonFinite, Died) as error:
         print(f"runner: {error}", file=sys.stderr)
         return 1

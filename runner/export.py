@@ -7,6 +7,7 @@ equals one that was logged live. Unfinished runs are exported as far as they cam
 import argparse
 from pathlib import Path
 
+from runner.output import unbreakable
 from runner.record import finished, history, read_config
 
 
@@ -67,4 +68,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with unbreakable():
+        main()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner import again, checkpoint, distributed, keyed, parts, provenance, trial
+from runner import again, checkpoint, distributed, keyed, output, parts, provenance, trial
 from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
@@ -29,7 +29,7 @@ from runner.listing import conf_dir
 from runner.precision import Precision
 from runner.quantization.late import Late
 from runner.reach import unreached
-from runner.record import Record, code, finished
+from runner.record import Record, Stopped, code, finished
 from runner.start import Start
 from runner.trainer import Trainer
 from runner.weights import Weights
@@ -45,7 +45,7 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     ConfigError
         What can only be found out with the data and the device at hand; nothing has been written then.
     Stopped
-        After SIGINT or SIGTERM, with the state saved.
+        After SIGINT, SIGTERM or SIGHUP, with the state saved.
     """
     tell = say if distributed.rank == 0 else lambda *_: None
     place = folder(config)
@@ -59,13 +59,17 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     trainer = job.trainer
     bar = _Bar(trainer.steps, tell)
     trainer.tell = bar.tell
-    with job.locked(), signals(lambda name: setattr(trainer, "stop", name)):
+    with output.unbreakable(), job.locked(), signals(lambda name: setattr(trainer, "stop", name)) as end:
         job.resume()
         job.start()
         tell(_heading(config, overrides, job, place))
         with bar.shown(trainer):
             job.federated.run(trainer)
-        result = job.finish()
+        try:
+            end()
+            result = job.finish()
+        except Interrupted as name:
+            raise Stopped(str(name)) from None
     tell(f"{summary(result)}\n{place}")
     return result
 
@@ -363,21 +367,47 @@ class Elsewhere:
     def __exit__(self, *_): ...
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal that came when there was nothing left to save; its name."""
+
+
 @contextmanager
 def signals(stop):
-    """SIGINT and SIGTERM call stop(their name), and training ends after the present step; a second SIGINT ends it at
-    once."""
+    """SIGINT, SIGTERM and SIGHUP are acknowledged in a line and call stop(their name), and training ends after the
+    present step; a second SIGINT ends it at once.
+
+    Yields what is to be called when training is over and saved: from then on a signal raises Interrupted where it
+    comes, and one that came before does so now.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
+    asked, over = "", False
 
     def ask(number, frame):
-        stop(signal.Signals(number).name)
+        nonlocal asked
+        first, asked = not asked, asked or signal.Signals(number).name
+        if first and distributed.rank == 0:
+            what = "the state is saved" if over else "after this step, with the state saved; Ctrl-C: at once"
+            output.at_once(f"{asked}: stopping{';' * over} {what}")
+        if over:
+            raise Interrupted(asked)
+        stop(asked)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    def end():
+        nonlocal over
+        over = True
+        if asked:
+            raise Interrupted(asked)
+        signal.signal(signal.SIGINT, ask)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means what it says
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
-        yield
+        yield end
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -108,7 +108,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(number, status, w
     assert not (place / "result.json").exists()
     if number != signal.SIGKILL:
         assert "the same command goes on from here" in err
-        assert len(err.strip().splitlines()) == 1
+        assert len(err.strip().splitlines()) == 2  # that it has heard, and that it has stopped
     if number == signal.SIGTERM:  # and once more, so that a second resumption is no worse than the first
         process = start(*words, cwd=tmp_path)
         wait_for_line(tmp_path, done + 3)

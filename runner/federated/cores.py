@@ -114,7 +114,7 @@ def spread(
 
 
 def _serve(work: Callable, tasks: list, pipe: connection.Connection, others: list[connection.Connection]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # which a terminal and a cluster send to all: the parent decides
+    for number in {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}:  # which reach all of them: the parent decides
         signal.signal(number, signal.SIG_IGN)
     for other in others:  # of which the parent must have the only end, so that its death ends this process
         other.close()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from runner import checkpoint
 from runner.config import Train
 from runner.loss import Loss
+from runner.output import unbreakable
 from runner.quantization import deploy
 from runner.quantization.fake import Codes, Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Quantizer, Same
 from runner.record import finished, read_config, write_atomic, write_json
@@ -236,4 +237,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with unbreakable():
+        main()

@@ -19,7 +19,7 @@ from runner.config import LISTS, SINGLES
 from runner.diagnose import NonFinite
 from runner.record import InUse, Stopped
 from runner.replicas import Broken, Replicas, Unpackable, refuse, tolerance
-from runner.run import Job, run, signals
+from runner.run import Interrupted, Job, run, signals
 from runner.schema import Range
 from runner.sweep.cells import Cell, done
 from runner.sweep.decision import Decision
@@ -186,7 +186,7 @@ def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
         stack.__exit__(type(error), error, error.__traceback__)
         ended(cell, *_ended(error))
 
-    with signals(ask):
+    with signals(ask) as end:
         lost = {}
         for k, (cell, job) in enumerate(jobs):
             stack = by_trainer[id(job.trainer)][2]
@@ -222,14 +222,22 @@ def _train(jobs: list[tuple[Cell, Job]], pack: str | int, say, ended) -> None:
             if go_on:
                 raise
             return
-        for cell, job, stack in by_trainer.values():
-            try:
-                with stack:
-                    job.finish()
-            except Exception as error:
-                ended(cell, "failed", _said(error))
-            else:
-                ended(cell, "done", "")
+        left = list(by_trainer.values())
+        try:
+            end()
+            while left:
+                cell, job, stack = left.pop(0)
+                try:
+                    with stack:
+                        job.finish()
+                except Exception as error:
+                    ended(cell, "failed", _said(error))
+                else:
+                    ended(cell, "done", "")
+        except Interrupted as name:
+            for _, _, stack in left:
+                stack.__exit__(type(name), name, name.__traceback__)
+            raise Stopped(str(name)) from None
 
 
 def _without(run: Replicas | Trainer, lost: dict[int, Exception], fail) -> "Replicas | _Last | None":

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.config import Sweep
+from runner.output import Quiet
 from runner.record import Stopped, finished, history, write_json
 from runner.sweep.cells import Cell, distinct, done, near
 from runner.sweep.elsewhere import Elsewhere, in_use
@@ -782,5 +783,5 @@ def _divert(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    how = {"mode": "w", "buffering": 1, "encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+    sys.stdout, sys.stderr = Quiet(open(1, **how)), Quiet(open(2, **how))  # noqa: SIM115

@@ -18,6 +18,7 @@ from typing import Any
 from runner.build import suggest
 from runner.config import APART, APART_TRAIN
 from runner.curves import FORMATS
+from runner.output import unbreakable
 from runner.provenance import mixed, remarks
 from runner.record import finished, history, read_config, read_json, read_yaml
 from runner.sweep.alike import default_metric, notices, refuse_unlike
@@ -567,4 +568,5 @@ def remaining(commands: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with unbreakable():
+        main()

@@ -10,6 +10,7 @@ from torch import nn
 
 from runner import checkpoint
 from runner.batch import Batch
+from runner.build import build
 from runner.model.cnn import Cnn
 from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
@@ -236,3 +237,34 @@ def test_deploying_something_else_is_an_error(monkeypatch, tmp_path):
     words = [*DEEP, "quantization=lsq"]
     with pytest.raises(RuntimeError, match="what was deployed is not what was trained: (val|test)_accuracy"):
         run(compose(*words, f"outputs_dir={tmp_path}"), words, say=lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantization=biper", "quantization.inputs=float"],
+        ["quantization=biper"],
+        ["quantization=reste"],
+        ["quantization=dorefa"],
+    ],
+    ids=["biper, float", "biper", "reste", "dorefa"],
+)
+def test_full_precision_is_a_network_that_computes_what_was_learned(words):
+    """Weights are used on another scale than they are kept on: by themselves they say nothing, nor does BatchNorm."""
+    words = ["model=resnet20", "model.depth=8", "train.epochs=2", "optim=adam", "optim.lr=0.003", *words]
+    made = trainer(*words)
+    advance(made, made.steps)
+    transform = build(compose(*words)["quantization"], "quantization")
+    batch = next(iter(made.loader.evaluate(made.dataset.train, 256)))
+    before = made.evaluate(made.dataset.test)["accuracy"]
+    logits, y = made.predict(made.dataset.test, transform.full(made.model, batch))
+    assert made.evaluate(made.dataset.test)["accuracy"] == before > 0.6
+    assert (logits.argmax(-1) == y).double().mean() > before - 0.2  # some 0.1 without the mean of its own inputs
+
+
+def test_one_calibration_sample_has_no_statistics():
+    made = trainer("model=resnet20", "model.depth=8", "dataset.subset=64", "quantization=reste")
+    transform = build(compose("quantization=reste")["quantization"], "quantization")
+    full = transform.full(made.model, next(iter(made.loader.evaluate(made.dataset.train, 1))))
+    kept = [value for name, value in made.model.named_buffers() if "running" in name]
+    assert all(torch.equal(*pair) for pair in zip(kept, [v for n, v in full.named_buffers() if "running" in n]))

@@ -14,7 +14,8 @@ from runner.batch import Batch, Output
 from runner.build import ConfigError
 from runner.loss.ce import CrossEntropy
 from runner.quantization import deploy
-from runner.quantization.eq_net import Elastic, EQNet, divergence, elastic, estimate, guided, moments
+from runner.quantization.eq_net import Elastic, EQNet, divergence, elastic, guided, moments
+from runner.quantization.fold import estimate
 from runner.run import run as run_
 from tests.reference import quantization_eq_net as plain
 from tests.test_distributed import folder, free_port, torchrun

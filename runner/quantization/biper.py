@@ -1,5 +1,6 @@
 """Binary networks by a periodic function."""
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Literal
@@ -13,6 +14,7 @@ from runner.hook import Hook
 from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Codes, Float, Target, attach, now_quantized, sign, straight
+from runner.quantization.fold import estimate
 from runner.schema import Count, Fraction, NonNegative, Positive
 
 
@@ -155,6 +157,17 @@ class BiPer(Transform, Hook):
         for module in model.modules():
             if isinstance(module, Weights):
                 module.stage.fill_(1 + second)
+
+    def full(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """The network with alpha sin(w0 W) for its weights, of which W itself is but the angle, and with inputs in full
+        precision, for which BatchNorm's statistics are estimated anew."""
+        model = copy.deepcopy(model)
+        with torch.no_grad():
+            for layer in now_quantized(model):
+                layer.weight.copy_(layer.quantize_w.alpha * layer.quantize_w.wave(layer.weight))
+        made = super().full(model, batch)
+        estimate(made, batch.x)
+        return made
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

@@ -287,8 +287,8 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
                                calibration samples
         widths                 only where the weights serve several bit widths: the measures at each of them
 
-    For options that quantize in training `full` is the same weights without quantizers, which training never used; it
-    is null where there are none.
+    For options that quantize in training `full` is the same weights without quantizers (for BiPer the waves that it
+    makes of them), which training never used; it is null where there are none, as with LittleBit, which keeps factors.
 
     Raises
     ------

@@ -10,6 +10,7 @@ from runner.batch import Batch
 from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Bits, Codes, Ends, Float, Target, attach, sign, straight
+from runner.quantization.fold import estimate
 from runner.quantization.standin import bound, size
 from runner.schema import Count
 
@@ -134,6 +135,12 @@ class DoReFa(Transform):
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
         bits = self.inputs if self.inputs != "same" and not target.end else target.bits
         return Weights(target.bits), Float() if self.inputs == "float" else Inputs(bits, target.signed)
+
+    def full(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """BatchNorm's statistics are estimated anew: those of training are behind weights without their scale."""
+        made = super().full(model, batch)
+        estimate(made, batch.x)
+        return made
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

@@ -7,14 +7,12 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner import keyed
 from runner.batch import Batch, Output, Pass
 from runner.hook import Hook
 from runner.loss import Loss, wide
 from runner.quantization import Begin, Transform
-from runner.quantization.deploy import PART
 from runner.quantization.fake import (
     SMALLEST,
     Codes,
@@ -27,6 +25,7 @@ from runner.quantization.fake import (
     attach,
     now_quantized,
 )
+from runner.quantization.fold import estimate
 from runner.schema import Count, Fraction, NonNegative, Positive, Range
 from runner.sharpness import Closure, Sharpness
 from runner.weights import Weights, column
@@ -342,18 +341,3 @@ class EQNet(Transform, Hook):
         if self.clip is not None and now_quantized(run.model):
             bound = column(self.clip, run.weights.grad)
             run.weights.grad.clamp_(-bound, bound)
-
-
-@torch.no_grad()
-def estimate(model: nn.Module, x: Tensor) -> None:
-    """BatchNorm's running statistics anew: the mean of those of parts of x. In evaluation mode then."""
-    norms = [
-        module for module in model.eval().modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    for part in x.chunk(-(-len(x) // PART)) if norms else ():  # none of them is a single sample
-        model(part)
-    model.eval()

@@ -1,8 +1,10 @@
-"""BatchNorm folded into the layer before it."""
+"""BatchNorm folded into the layer before it, or with statistics of other layers before it."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from runner.quantization.deploy import PART
 
 
 def fold(model: nn.Module, x: Tensor) -> dict[str, str]:
@@ -88,3 +90,23 @@ def _rest(norm: _BatchNorm) -> nn.Module:
     """What a BatchNorm layer does beside normalising: timm has layers with an activation in them."""
     rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
     return nn.Sequential(*rest) if rest else nn.Identity()
+
+
+@torch.no_grad()
+def estimate(model: nn.Module, x: Tensor) -> None:
+    """BatchNorm's running statistics anew: the mean of those of parts of x. In evaluation mode then.
+
+    One sample alone has none: they stay as they are.
+    """
+    norms = [
+        module for module in model.eval().modules() if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if len(x) == 1:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for part in x.chunk(-(-len(x) // PART)) if norms else ():  # none of them is a single sample
+        model(part)
+    model.eval()

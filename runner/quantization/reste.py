@@ -13,6 +13,7 @@ from runner.hook import Hook
 from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Codes, Float, Target, attach, sign
+from runner.quantization.fold import estimate
 from runner.quantization.standin import size
 from runner.schema import Count, Positive, Range
 
@@ -133,6 +134,12 @@ class ReSTE(Transform, Hook):
         for module in run.model.modules():
             if isinstance(module, Binary):
                 module.o.fill_(o)
+
+    def full(self, model: nn.Module, batch: Batch) -> nn.Module:
+        """BatchNorm's statistics are estimated anew: those of training are behind signs."""
+        made = super().full(model, batch)
+        estimate(made, batch.x)
+        return made
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
         return model

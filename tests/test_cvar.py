@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from runner.batch import Batch
 from runner.hook.spl_plus import SPLPlus
 from runner.risk.cvar import CVaR
+from runner.risk.mean import Mean
+from runner.sharpness.none import Plain
 from runner.weights import Weights
 from tests.tiny import SMALL, trainer
 
@@ -57,6 +59,10 @@ def step(hook: SPLPlus, loss: float, g: torch.Tensor, alpha: float, lr: float) -
         weights=weights,
         value=torch.tensor(loss, dtype=torch.float64),
         optimizer=SimpleNamespace(param_groups=[{"lr": lr}]),
+        sharpness=Plain(),
+        risk=Mean(),
+        train=SimpleNamespace(batch_size=1),
+        notices=[],
     )
     hook.start(run)
     hook.alpha.fill_(alpha)
@@ -110,3 +116,25 @@ def test_whole_steps_in_plain_pytorch():
     assert run.hooks.state_dict()["spl_plus"]["alpha"].item() == pytest.approx(alpha, rel=1e-9)
     for mine, theirs in zip(model.parameters(), run.model.parameters(), strict=True):
         torch.testing.assert_close(theirs, mine, rtol=1e-9, atol=1e-12)
+
+
+PLAIN = ["hook=spl_plus", "optim.momentum=0", "optim.weight_decay=0", "train.batch_size=1", "dataset.subset=20"]
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["optim.momentum=0.5"], "optim.momentum=0.5"),
+        (["optim.weight_decay=0.001"], "optim.weight_decay=0.001"),
+        (["train.batch_size=4"], "train.batch_size=4"),
+        (["sharpness=sam"], "sharpness method SAM"),
+        (["risk=cvar"], "risk CVaR"),
+        (["optim=adam", "~optim.momentum"], "optimizer Adam"),
+    ],
+)
+def test_what_is_not_spl_plus_says_so(words, says):
+    plain = PLAIN if "~optim.momentum" not in words else [w for w in PLAIN if not w.startswith("optim")]
+    run = trainer(*plain, *[word for word in words if word[0] != "~"])
+    (line,) = [line for line in run.notices if line.startswith("hook=spl_plus")]
+    assert "SPL+ is the step of plain SGD" in line and f"with {says} the gradient" in line
+    assert not [line for line in trainer(*PLAIN).notices if "spl_plus" in line]

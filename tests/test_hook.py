@@ -41,6 +41,29 @@ def test_ema_without_warm_up_starts_with_the_whole_decay():
     torch.testing.assert_close(run.hooks.named["ema"].average, expected, rtol=1e-12, atol=1e-15)
 
 
+def test_emas_other_ramp_is_the_plain_mean_until_the_decay_is_smaller():
+    """CuriousAI/mean-teacher, pytorch/main.py: global_step counts the present update, and "use the true average until
+    the exponential average is more correct"."""
+    run = trainer(*SMALL, "hook=ema", "hook.ema.warm=mean_teacher", "hook.ema.decay=0.75", double=True)
+    seen, averages = [run.weights.clone()], []
+    for _ in steps(run, 6):
+        seen.append(run.weights.clone())
+        averages.append(run.hooks.named["ema"].average.clone())
+    for n in (1, 2, 3):  # 1/2, 2/3, 3/4
+        torch.testing.assert_close(averages[n - 1], torch.stack(seen[: n + 1]).mean(0), rtol=1e-12, atol=1e-15)
+    for n in (4, 5, 6):  # 4/5 and more are above the decay
+        torch.testing.assert_close(averages[n - 1], 0.75 * averages[n - 2] + 0.25 * seen[n], rtol=1e-12, atol=1e-15)
+
+
+def test_emas_first_ramp_is_tensorflows():
+    """tf.train.ExponentialMovingAverage: min(decay, (1 + num_updates) / (10 + num_updates))."""
+    run = trainer(*SMALL, "hook=ema", "hook.ema.decay=0.2", double=True)
+    average, factors = run.weights.clone(), [0.1, 2 / 11, 0.2, 0.2]
+    for _, d in zip(steps(run, 4), factors, strict=True):
+        average = d * average + (1 - d) * run.weights.data
+        torch.testing.assert_close(run.hooks.named["ema"].average, average, rtol=1e-12, atol=1e-15)
+
+
 def test_evaluation_sees_the_average():
     run = trainer(*SMALL, "hook=ema", "hook.ema.warm=false", "hook.ema.decay=0.999999")
     untrained = run.evaluate(run.dataset.test)
@@ -49,6 +72,33 @@ def test_evaluation_sees_the_average():
     assert abs(run.evaluate(run.dataset.test)["nll"] - untrained["nll"]) < 1e-3
     run.hooks.evaluations.clear()
     assert run.evaluate(run.dataset.test)["nll"] < untrained["nll"] - 0.01
+
+
+TAIL = ["dataset.imbalance=10", "hook=drw", "hook.drw.epoch=0", "hook.drw.beta=0.99"]
+
+
+def about(run) -> list[str]:
+    return [line for line in run.notices if line.startswith("hook=drw")]
+
+
+def test_drw_with_focal_is_lins_balanced_form_and_says_so():
+    """Lin et al., equation 5: -alpha (1 - p)^gamma log p, with the class weights as alpha, of mean one in the batch."""
+    run = trainer(*SMALL, *TAIL, "loss=focal", "loss.gamma=1.5", double=True)
+    batch = run.hooks.batch(run, next(run.loader.epoch(0)))
+    n = np.bincount(run.dataset.train.y.numpy(), minlength=10)
+    alpha = ((1 - 0.99) / (1 - 0.99 ** n.astype(float)))[batch.y.numpy()]
+    alpha /= alpha.mean()
+    p = run.model(batch.x).logits.softmax(-1).detach().numpy()[np.arange(len(batch)), batch.y.numpy()]
+    expected = (-alpha * (1 - p) ** 1.5 * np.log(p)).mean()
+    np.testing.assert_allclose(run.objective(batch)[0].item(), expected, rtol=1e-10)
+    (line,) = about(run)
+    assert line.startswith("hook=drw weighs the focal loss") and "(1 - p^w)^gamma w CE" in line
+
+
+def test_drw_says_nothing_where_it_is_as_published_and_that_equal_weights_do_nothing():
+    assert about(trainer(*SMALL, *TAIL, "loss=ldam")) == []
+    (line,) = about(trainer(*SMALL, *TAIL, "hook.drw.beta=0"))
+    assert line == "hook=drw: every class has the same weight, so that it changes nothing"
 
 
 def test_clip_scales_the_norm_down_and_never_up():

@@ -112,8 +112,11 @@ BEGIN = [o for o in options("quantization", [conf_dir()]) if "begin" in compose(
 
 
 def notes(row: Row, words: list[str]) -> list[str]:
-    group = row.words[0]
-    return [line for line in made(row, words).notices if line.startswith(f"{group}:")]
+    return about(made(row, words), f"{row.words[0]}:")
+
+
+def about(run, where: str = "hook=") -> list[str]:
+    return [line for line in run.notices if line.startswith(where)]
 
 
 def made(row: Row, words: list[str]):
@@ -178,7 +181,7 @@ def test_the_whole_rise_is_what_a_warm_up_longer_than_the_run_gives():
     run = trainer(*RUN, "schedule=cosine", "schedule.warmup=5")
     rates = [run.schedule(step, 12, 3) for step in range(12)]
     assert rates == sorted(rates) and rates[-1] == 1
-    assert "rises until the end" in run.notices[0]
+    assert "rises until the end" in about(run, "schedule")[0]
 
 
 # ---- federations, packs, a run's record
@@ -188,21 +191,21 @@ CLIENTS = ["federated.clients=3", "federated.minimum=2", "federated.rounds=2", "
 
 def test_a_clients_steps_are_those_of_all_rounds():
     words = [*RUN, "federated=fedavg", *CLIENTS, "hook=[drw,ema]", "hook.drw.epoch=2"]
-    assert trainer(*words, "federated.local_epochs=2").notices == []  # four epochs of a client
-    (line,) = trainer(*words).notices
+    assert about(trainer(*words, "federated.local_epochs=2")) == []  # four epochs of a client
+    (line,) = about(trainer(*words))
     assert line == "hook=drw: epoch=2 comes after 2 steps of a client, and there are 2: no sample is weighted"
     words += ["federated.local_steps=5", "federated.partition=quantity", "federated.alpha=0.4", "train.batch_size=4"]
     run = trainer(*words)
     per_epoch = run.hooks.named["federated"].clients.per_epoch
     few = sum(2 * count >= 10 for count in per_epoch)
-    assert 0 < few < 3 and f"there are 10 for {few} of 3: no sample" in run.notices[0]
+    assert 0 < few < 3 and f"there are 10 for {few} of 3: no sample" in about(run)[0]
 
 
 def test_what_the_server_has_goes_by_rounds():
     words = [*RUN, "federated=fedavg", *CLIENTS, "hook=ema", "hook.ema.warm=false", "hook.ema.decay=0.8"]
-    (line,) = trainer(*words).notices
+    (line,) = about(trainer(*words))
     assert "comes after 4 rounds, and there are 2" in line
-    assert trainer(*words, "federated.rounds=5").notices == []
+    assert about(trainer(*words, "federated.rounds=5")) == []
 
 
 @pytest.mark.parametrize("option", ["scaffold", "fedld", "fedprox"])
@@ -223,7 +226,7 @@ def test_a_federation_too_short_for_its_algorithm_is_fedavg_and_says_so(option):
     torch.testing.assert_close(run.weights.data, plain.weights.data, rtol=0, atol=1e-12)
     long = ["train.batch_size=5", "federated.local_epochs=2"]
     more = trained(f"federated={option}", *quiet, *long)
-    assert more.notices == []
+    assert about(more, f"federated={option}") == []
     assert (more.weights.data - trained("federated=fedavg", *long).weights.data).abs().max() > 1e-9
 
 
@@ -231,7 +234,7 @@ def test_the_line_is_in_the_heading_once_in_the_result_and_said_of_a_pack(tmp_pa
     words = [*RUN, "hook=drw", f"outputs_dir={tmp_path}"]
     said: list[str] = []
     result = run_config(compose(*words), words, say=said.append)
-    (line,) = result["notices"]
+    (line,) = [line for line in result["notices"] if line.startswith("hook=drw")]
     heading = next(text for text in said if f"note    {line}" in text)
     assert said.index(heading) == 0 and line.startswith("hook=drw: epoch=160 comes after 480 steps")
 

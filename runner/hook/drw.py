@@ -7,6 +7,7 @@ from runner import distributed
 from runner.batch import Batch
 from runner.hook import Hook
 from runner.loss import counts
+from runner.loss.focal import Focal
 from runner.reach import Begin
 from runner.schema import Natural, OpenFraction
 
@@ -19,8 +20,10 @@ class DRW(Hook):
     1 / w_c is the effective number of samples of a class with n_c (Cui et al., CVPR 2019, arXiv:1901.05555): 1 with
     beta = 0, n_c in the limit beta -> 1. The weights multiply the losses of any loss. With risk=mean that is the
     weighted mean sum w l / sum w, which is what torch's cross-entropy with class weights returns and the authors' code
-    (kaidic/LDAM-DRW) minimises. A soft target q has the weight sum_c q_c w_c. Weights that the batch has already are
-    multiplied. epoch=0 is class-balanced re-weighting from the start.
+    (kaidic/LDAM-DRW) minimises with cross-entropy and LDAM. With loss=focal it is Lin et al.'s equation 5 with w for
+    alpha, w (1 - p)^gamma CE; the authors' code weighs CE before it makes p of it, (1 - p^w)^gamma w CE, makes the w_c
+    sum to the number of classes and takes the plain mean. A run says so. A soft target q has the weight sum_c q_c w_c.
+    Weights that the batch has already are multiplied. epoch=0 is class-balanced re-weighting from the start.
 
     Parameters
     ----------
@@ -36,6 +39,15 @@ class DRW(Hook):
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         yield Begin(f"epoch={self.epoch}", self.epoch * steps_per_epoch, "no sample is weighted")
+
+    def start(self, run) -> None:
+        if isinstance(run.loss, Focal):
+            run.notices.append(
+                "hook=drw weighs the focal loss, w (1 - p)^gamma CE; its authors' code weighs the cross-entropy inside "
+                "it, (1 - p^w)^gamma w CE"
+            )
+        if (self.weights == self.weights[0]).all():
+            run.notices.append("hook=drw: every class has the same weight, so that it changes nothing")
 
     def batch(self, run, batch: Batch) -> Batch:
         if run.count < self.epoch * run.steps_per_epoch:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -15,20 +16,27 @@ from runner.weights import column
 class EMA(Hook):
     """Evaluate an average of the weights over training (Polyak & Juditsky 1992; in this form Tarvainen & Valpola 2017).
 
-        a = d * a + (1 - d) * w   after every update,   d = min(decay, (1 + t) / (10 + t)),  t = updates so far
+        a = d * a + (1 - d) * w   after every update,   a = w before the first
 
-    The floating-point buffers (BatchNorm statistics) are averaged in the same way, as timm's ModelEma does. With
-    `warm` false, d = decay from the first update on.
+        warm=true          d = min(decay, (1 + t) / (10 + t)),   t updates before: that of TensorFlow's
+                           tf.train.ExponentialMovingAverage with num_updates
+        warm=mean_teacher  d = min(decay, 1 - 1 / (t + 1)),   t updates with this one: that of the code of Tarvainen &
+                           Valpola (CuriousAI/mean-teacher), with which a is the plain mean of all weights so far, those
+                           before the first update included, until decay is the smaller of the two
+        warm=false         d = decay
+
+    A ramp keeps the initial weights from dominating short runs. The floating-point buffers (BatchNorm statistics) are
+    averaged in the same way, as timm's ModelEma does; the teacher of Tarvainen & Valpola has those of its own passes.
 
     Parameters
     ----------
     decay : default 0.999.
-    warm : ramp the decay up so that short runs are not dominated by the initial weights. Default true.
+    warm : the ramp; see above. Default true.
     """
 
     replicas = True
 
-    def __init__(self, decay: OpenFraction = 0.999, warm: bool = True):
+    def __init__(self, decay: OpenFraction = 0.999, warm: bool | Literal["mean_teacher"] = True):
         self.decay = decay
         self.warm = warm
         self.updates = 0
@@ -46,7 +54,7 @@ class EMA(Hook):
     def step(self, run) -> None:
         decay = self.decay
         if self.warm:
-            ramp = (1 + self.updates) / (10 + self.updates)
+            ramp = (1 + self.updates) / ((2 if self.warm == "mean_teacher" else 10) + self.updates)
             decay = decay.clamp(max=ramp) if isinstance(decay, torch.Tensor) else min(decay, ramp)
         self.updates += 1
         self.average.lerp_(run.weights.data, column(1 - decay, self.average))

@@ -4,7 +4,9 @@ import torch
 
 from runner import distributed
 from runner.hook import Hook
+from runner.risk.mean import Mean
 from runner.schema import OpenFraction, Positive
+from runner.sharpness.none import Plain
 from runner.weights import column
 
 
@@ -23,7 +25,8 @@ class SPLPlus(Hook):
 
     The hook hands n * g to the optimizer; plain SGD (no momentum, no decay) then makes that step, with the scheduled
     learning rate as lr. L is what was minimised on the batch: with risk=mean the batch counts as one draw, and only
-    train.batch_size=1 gives the CVaR of the samples' losses.
+    train.batch_size=1 gives the CVaR of the samples' losses. A run that is otherwise says before it starts that its
+    steps are not SPL+.
 
     Not settled: how the paper scales the two steps. It says that SPL+ adapts to the scale of the loss, but neither its
     text beyond the introduction nor code could be found. So c is a multiple of lr here, and the default, 1, is one step
@@ -43,6 +46,11 @@ class SPLPlus(Hook):
 
     def start(self, run) -> None:
         self.alpha = torch.zeros_like(run.weights.data[..., 0])
+        if other := unlike(run):
+            run.notices.append(
+                "hook=spl_plus: SPL+ is the step of plain SGD on single samples; with "
+                f"{', '.join(other)} the gradient is scaled as there, and the step is another"
+            )
 
     def gradient(self, run) -> None:
         grad, lr = run.weights.grad, run.optimizer.param_groups[0]["lr"]
@@ -57,3 +65,13 @@ class SPLPlus(Hook):
 
     def load_state_dict(self, state: dict) -> None:
         self.alpha.copy_(state["alpha"])
+
+
+def unlike(run) -> list[str]:
+    """What makes the run's step another than that of SPL+."""
+    optimizer, group = type(run.optimizer).__name__, run.optimizer.param_groups[0]
+    found = [] if optimizer == "SGD" else [f"optimizer {optimizer}"]
+    found += [f"optim.{key}={group[key]:g}" for key in ("momentum", "weight_decay") if group.get(key)]
+    found += [f"train.batch_size={run.train.batch_size}"] if run.train.batch_size > 1 else []
+    found += [] if isinstance(run.sharpness, Plain) else [f"sharpness method {type(run.sharpness).__name__}"]
+    return found + ([] if isinstance(run.risk, Mean) else [f"risk {type(run.risk).__name__}"])

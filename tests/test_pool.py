@@ -263,7 +263,7 @@ def test_what_does_not_fit_fails_before_the_sweep_once(place, capfd):
     (line,) = err.splitlines()
     assert line.startswith("[12/14] failed  12 runs such as seed=0 model=lenet  ")
     assert "lenet needs images" in line
-    (note,) = (line for line in out.splitlines() if line.startswith("note"))
+    (note,) = (line for line in out.splitlines() if "nothing comes of this" in line and line.startswith("note"))
     assert note.startswith("note    nothing comes of this  (seed=0 ++hook.say=")
     assert not any(each.folder.exists() for each in wrong)
     assert [line[:11] for line in out.splitlines() if " done " in line] == ["[13/14] don", "[14/14] don"]

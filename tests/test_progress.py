@@ -32,8 +32,8 @@ def test_elsewhere_a_line_every_ten_seconds(clock, capsys):
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[0] == "composed 667 of 20,000 runs"  # after two seconds
-    assert len(lines) == 6  # of sixty seconds
+    assert lines[0] == "composed 3,334 of 20,000 runs"  # after ten seconds
+    assert len(lines) == 5  # of sixty seconds
     assert all(line.startswith("composed ") for line in lines)
 
 

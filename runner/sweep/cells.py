@@ -246,7 +246,7 @@ def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:
     why, old = why or {}, stale(cells)
     if any(map(done, cells)):
         report = table([cell.folder for cell in cells], out=old)
-        print(f"\n{report.text()}", flush=True)
+        print(f"\n{report.text()}", end="", flush=True)
         save(report, home(cells))
         draw(report, home(cells) / "table.png")
         print(

@@ -304,7 +304,7 @@ class _Pool:
             if not self.workers:
                 if not self.elsewhere or self.halted:
                     return
-                self._say_once("elsewhere", f"{self.elsewhere}; waiting for it (Ctrl-C: no longer)")
+                self.say_once("elsewhere", f"{self.elsewhere}; waiting for it (Ctrl-C: no longer)")
                 time.sleep(0.2)
                 continue
             sources = {worker.pipe: worker for worker in self.workers}
@@ -316,9 +316,9 @@ class _Pool:
                 if worker.dismissed is not None and time.monotonic() - worker.dismissed > GRACE:
                     worker.tell(signal.SIGKILL)
             if self.signal and any(worker.open for worker in self.workers):
-                self._say_once("stop", "stopping after the present step, with the state saved (Ctrl-C: at once)")
+                self.say_once("stop", "stopping after the present step, with the state saved (Ctrl-C: at once)")
             elif self.signal:
-                self._say_once("stop", "stopping: no run is in progress")
+                self.say_once("stop", "stopping: no run is in progress")
             self.display.show(self.workers)
 
     def _next(self, worker: _Worker) -> None:
@@ -352,7 +352,7 @@ class _Pool:
 
     def _message(self, worker: _Worker, kind: str, *content) -> None:
         if kind == "say":
-            self._say_once(content[0], content[0])
+            self.say_once(content[0], content[0])
         elif kind == "apart":
             worker.apart = content[0]
         elif kind == "idle":
@@ -364,7 +364,7 @@ class _Pool:
             if status != "stopped" or self.signal:  # else somebody stopped this worker alone: it dies of it
                 self._ended(worker, number, status, line)
 
-    def _say_once(self, what, line: str) -> None:
+    def say_once(self, what, line: str) -> None:
         if what not in self.said:
             self.said.add(what)
             self.display.print(line)
@@ -388,7 +388,7 @@ class _Pool:
     def _halt_if_asked(self) -> None:
         if self.settings.on_error == "stop":
             self.halted = True
-            self._say_once("halt", "sweep.on_error=stop: no further run starts")
+            self.say_once("halt", "sweep.on_error=stop: no further run starts")
 
     def _idle(self, worker: _Worker) -> None:
         """A task is over. The runs of a pack that could not be one are queued alone, with the rest of its group."""
@@ -405,7 +405,7 @@ class _Pool:
             self.queue.extend(Task([cell]) for cell in singles)
             if group not in self.said:
                 self.said.add(group)
-                self._say_once(worker.apart, f"not packed, {len(singles)} runs go one by one: {worker.apart}")
+                self.say_once(worker.apart, f"not packed, {len(singles)} runs go one by one: {worker.apart}")
         self._next(worker)
 
     def _dead(self, worker: _Worker) -> None:

@@ -94,7 +94,7 @@ class Preflight:
                 if len(whose) == len(self.kinds)
                 else f"  ({host.display.named(whose[0])}{', ...' * (len(whose) > 1)})"
             )
-            host.display.print(f"note    {line}{of}")
+            host.say_once(note := f"note    {line}", f"{note}{of}")
         for kind, why in self.impossible:
             host.cannot(kind, why)
 

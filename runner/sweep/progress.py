@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-SILENT = 2.0  # seconds before the first word
-APART = {True: 0.2, False: 10.0}  # seconds between words, on a terminal and elsewhere
+SILENT = {True: 2.0, False: 10.0}  # seconds before the first word, on a terminal and elsewhere
+APART = {True: 0.2, False: 10.0}  # seconds between words
 
 
-def counting(items: Iterable[T], total: int, what: str, silent: float = SILENT) -> Iterator[T]:
+def counting(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """The items as they come, and on stderr how many of them have come: nothing where all of them come at once.
 
     what : in the middle of "composed 1,200 of 20,000 runs".
@@ -23,7 +23,7 @@ def counting(items: Iterable[T], total: int, what: str, silent: float = SILENT) 
         for count, item in enumerate(items, start=1):
             yield item
             now = time.monotonic()
-            if now - begun > silent and (not shown or now - said > APART[live]):
+            if now - begun > SILENT[live] and (not shown or now - said > APART[live]):
                 said = now
                 line = f"{what} {count:,} of {total:,} runs"
                 _write(f"\r{line:<{shown}}" if live else f"{line}\n")

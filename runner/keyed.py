@@ -23,6 +23,11 @@ def generator(seed: int, purpose: str, *keys: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(_key(seed, purpose, *keys)))
 
 
+def of_client(seed: int, client: int) -> int:
+    """The seed of what belongs to a client of a federation and not to a sample; the first one has the plain run's."""
+    return seed + (client << 32)
+
+
 # splitmix64 (Steele, Lea, Flood 2014): its increment and the multipliers of its finaliser; STRIDE is another odd number
 INCREMENT, FIRST, SECOND, STRIDE = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD1342543DE82EF95
 

@@ -4,6 +4,7 @@ import copy
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner import checkpoint, padding
+from runner import checkpoint, keyed, padding
 from runner.federated import fedavg
 from runner.federated.clients import Clients, Crew
 from runner.federated.cores import spread
@@ -22,7 +23,7 @@ from runner.listing import conf_dir, options
 from runner.record import Died, Stopped
 from runner.run import run as run_config
 from runner.trainer import Trainer
-from tests.tiny import command, compose, trainer
+from tests.tiny import ROOT, command, compose, trainer
 
 ALGORITHMS = [name for name in options("federated", [conf_dir()]) if name != "none"]
 DATA = ["device=cpu", "dataset.subset=240", "model.hidden=[12]", "schedule=constant"]
@@ -184,6 +185,73 @@ def test_one_round_of_one_client_with_optimizer_state():
     run, algorithm = federation(*words)
     rounds(run, algorithm)
     torch.testing.assert_close(run.weights.data, once.weights.data, rtol=0, atol=1e-10)
+
+
+# ---- what is drawn
+
+DRAWING = {  # what draws for a batch and not for a sample, and what is known of it by its purpose
+    "runner/augment/mixup.py": (["augment=mixup"], "mixup"),
+    "runner/quantization/eq_net.py": (["quantization=eq_net", "quantization.ends=same"], "eq_net"),
+    "runner/quantization/adapt.py": (["quantization=adapt"], "dropout"),
+    "runner/loss/elasticface.py": (["loss=elasticface"], "dropout"),
+    "runner/dropout.py": (["model=wrn_16_8", "model.widen=1", "model.dropout=0.3"], "dropout"),
+}
+# These draw before training begins, for the server, or, as the order of an epoch, for all clients at once on purpose
+OTHERS = {"runner/augment/__init__.py", "runner/dataset/__init__.py", "runner/dataset/colored_mnist.py"}
+OTHERS |= {"runner/dataset/multi_digits.py", "runner/dataset/loader.py", "runner/run.py", "runner/trial.py"}
+OTHERS |= {f"runner/federated/{name}.py" for name in ("clients", "fedavg", "fedlex", "partition")}
+
+
+def test_whatever_draws_for_a_batch_is_known():
+    draws = re.compile(r"draw\.generator|keyed\.generator|dropout import.*\buniform|masks\.draw")
+    found = {str(p.relative_to(ROOT)) for p in (ROOT / "runner").rglob("*.py") if draws.search(p.read_text())}
+    assert found - OTHERS == set(DRAWING)
+
+
+@pytest.mark.parametrize("module", DRAWING)
+def test_every_client_draws_its_own_and_the_same_one_the_same(module, monkeypatch):
+    words, purpose = DRAWING[module]
+    words = [
+        "device=cpu",
+        "dataset.subset=60",
+        "train.batch_size=16",
+        *words,
+        "federated=fedavg",
+        "federated.clients=2",
+    ]
+    run, made = federation(*words, "federated.rounds=2", "federated.chunk=1", double=False)
+    plain, found = keyed.generator, []
+
+    def spied(seed, what, *keys):
+        if what.startswith(purpose):
+            found[-1].append((seed, what, *keys))
+        return plain(seed, what, *keys)
+
+    monkeypatch.setattr(keyed, "generator", spied)
+    ends = []
+    for client in (0, 1, 1, 0):
+        found.append([])
+        ends.append(made.clients.alone(client, 1, made.weights.data, made.buffers).delta)
+    first, second, again, once_more = map(set, found)
+    assert first and len(first) == len(second) and not first & second
+    assert second == again and first == once_more and torch.equal(ends[1], ends[2]) and torch.equal(ends[0], ends[3])
+
+
+def test_mixups_share_is_a_clients_own():
+    """Read off the targets, one after another and side by side; of one client alone it is the plain run's."""
+    words = ["device=cpu", "dataset.subset=90", "train.batch_size=32", "augment=mixup", "model.hidden=[8]"]
+    run, made = federation(*words, "federated=fedavg", "federated.clients=3", "federated.rounds=2")
+
+    def share(batch) -> float:
+        return min(batch.y.max(-1).values.min().item(), batch.y.flatten()[batch.y.flatten() > 0].min().item())
+
+    for_each = [[share(batch) for batch in made.clients.batches(client, 1, 2)] for client in range(3)]
+    assert len({value for values in for_each for value in values}) == 6
+    assert for_each[1] == [share(batch) for batch in made.clients.batches(1, 1, 2)]
+    beside = [share(batch.replica(k)) for batch, _ in made.clients._side_by_side([0, 1, 2], 1, 1) for k in range(3)]
+    assert beside == [values[0] for values in for_each]
+    once = trainer(*words)
+    assert share(next(once.loader.epoch(1))) == pytest.approx(for_each[0][0], abs=1e-6)
 
 
 # ---- side by side

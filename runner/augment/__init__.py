@@ -10,16 +10,16 @@ from runner.batch import Batch
 class Draw:
     """The random numbers of one batch."""
 
-    def __init__(self, seed: int, epoch: int, step: int, index: Tensor):
-        self.seed, self.epoch, self.step, self.index = seed, epoch, step, index
+    def __init__(self, seed: int, epoch: int, step: int, index: Tensor, client: int = 0):
+        self.seed, self.epoch, self.step, self.index, self.client = seed, epoch, step, index, client
 
     def uniform(self, purpose: str, count: int = 1) -> Tensor:
         """(B, count) floats in [0, 1), the same for a sample whatever batch or device it is in."""
         return keyed.uniform(self.seed, purpose, self.epoch, self.index, count)
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """For what belongs to the batch and not to a sample: keyed by the step within the epoch."""
-        return keyed.generator(self.seed, purpose, self.epoch, self.step)
+        """For what belongs to the batch and not to a sample: keyed by the step within the epoch, and by the client."""
+        return keyed.generator(keyed.of_client(self.seed, self.client), purpose, self.epoch, self.step)
 
 
 class Augment:

@@ -15,7 +15,7 @@ class Mixup(Augment):
 
     Zhang et al. 2018, arXiv:1710.09412. As in the authors' code, one l serves the whole batch and j is a permutation of
     the batch. Class ids become soft targets (B, C); other targets are mixed as they are. Over several devices l is the
-    same for all, and partners come from a device's own share.
+    same for all, and partners come from a device's own share; every client of a federation draws its own.
 
     Parameters
     ----------

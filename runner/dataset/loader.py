@@ -84,28 +84,29 @@ class Loader:
         last = not self.drop_last and samples % self.batch_size >= self.world
         return 0 if self.batch_size < self.world else samples // self.batch_size + last
 
-    def visit(self, order: Tensor, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of the training samples (M,) in this order, from step `start` on."""
+    def visit(self, order: Tensor, epoch: int, start: int = 0, client: int = 0) -> Iterator[Batch]:
+        """Batches of the training samples (M,) in this order, from step `start` on; of a client of a federation, whose
+        batches draw for themselves what belongs to a batch."""
         steps = range(start, self.steps(len(order)))
         shares = [self._share(step, len(order)) for step in steps]
         if isinstance(self._train.base, Tensor):
             where = order if self._train.rows is None else self._train.rows[order]
             for step, share in zip(steps, shares, strict=True):
                 x = self._train.base.index_select(0, where[share])
-                yield self._training(epoch, step, order[share], x, self._total(step, len(order)))
+                yield self._training(epoch, step, order[share], x, self._total(step, len(order)), client)
         else:
             on_cpu = order.cpu()
             indices = (on_cpu[share] for share in shares)
             plan = (list(zip(index.tolist(), self._item_seeds(epoch, index), strict=True)) for index in indices)
             for step, share, x in zip(steps, shares, self._training_items(plan), strict=True):
                 x = x.to(self.device, non_blocking=True)
-                yield self._training(epoch, step, order[share], x, self._total(step, len(order)))
+                yield self._training(epoch, step, order[share], x, self._total(step, len(order)), client)
 
-    def batch(self, index: Tensor, epoch: int = 0, step: int = 0) -> Batch:
+    def batch(self, index: Tensor, epoch: int = 0, step: int = 0, client: int = 0) -> Batch:
         """The training samples at `index` (B,) as a batch of an epoch's step; not for images decoded on demand."""
         rows = self._train.rows
         x = self._train.base.index_select(0, index if rows is None else rows[index])
-        return self._training(epoch, step, index, x, len(index))
+        return self._training(epoch, step, index, x, len(index), client)
 
     def order(self, epoch: int) -> Tensor:
         """The training samples in the order in which the epoch visits them: bag after bag."""
@@ -141,10 +142,10 @@ class Loader:
         low, high = self._part(self._total(step, samples))
         return slice(step * self.batch_size + low, step * self.batch_size + high)
 
-    def _training(self, epoch: int, step: int, index: Tensor, x: Tensor, total: int) -> Batch:
+    def _training(self, epoch: int, step: int, index: Tensor, x: Tensor, total: int, client: int = 0) -> Batch:
         split, draw = self._train, None
         if self.pixel_augments or self.batch_augments:
-            draw = Draw(self.seed, epoch, step, index)
+            draw = Draw(self.seed, epoch, step, index, client)
         for augment in self.pixel_augments:
             x = augment.pixels(x, draw)
         domain = None if split.domain is None else split.domain[index]

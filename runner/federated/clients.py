@@ -148,7 +148,7 @@ class Clients:
         done = 0
         while done < steps:
             epoch, position = divmod(first + done, self.per_epoch[client])
-            for batch in self.run.loader.visit(self.order(client, epoch), epoch, position):
+            for batch in self.run.loader.visit(self.order(client, epoch), epoch, position, client):
                 yield self._noisy(batch, [client])
                 done += 1
                 if done == steps:
@@ -179,7 +179,7 @@ class Clients:
         run.weights.copy_(start)
         self._begin_hooks(client, buffers)
         run.optimizer.state.clear()
-        run.masks.seeds = [self.seed_of_one + (client << 32)]
+        run.masks.seeds = [keyed.of_client(self.seed_of_one, client)]
         run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
         sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
         run.loss_sum.zero_(), run.correct.zero_()
@@ -313,7 +313,7 @@ class Clients:
         rows = [*clients, *[clients[-1]] * (len(crew.members) - len(clients))]  # rows too many repeat the last client
         counts = np.minimum([self.steps[client] for client in rows], limit or self.steps[clients[0]])
         positions = [(round_ * n, self.rounds * n, m) for n, m in ((self.steps[c], self.per_epoch[c]) for c in rows)]
-        seeds = [self.seed_of_one + (client << 32) for client in rows]
+        seeds = [keyed.of_client(self.seed_of_one, client) for client in rows]
         for member, seed in zip(crew.members, seeds, strict=True):
             member.masks.seeds = [seed]
         crew.masks.seeds = seeds
@@ -357,7 +357,10 @@ class Clients:
             width = real[:, step].max()
             now = index[:, step, :width]
             if loader.pixel_augments or loader.batch_augments:
-                batches = [loader.batch(samples, *at) for *at, samples in (plan[step] for plan in plans)]
+                batches = [
+                    loader.batch(samples, *at, client)
+                    for client, (*at, samples) in zip(rows, (plan[step] for plan in plans), strict=True)
+                ]
                 fill = torch.arange(width, device=loader.device)
                 batch = Batch.stack([own.select(fill.where(fill < len(own), 0)) for own in batches])
             else:

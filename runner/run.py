@@ -299,7 +299,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     where = "hook" if type(federated).start is Hook.start else "federated"
     with trial.one_line(where), _as_config_error(where):
         trainer.hooks.start(trainer)
-    trainer.notices += [*loss.notices(trainer), *risk.notices(trainer)]
+    trainer.notices += [*loss.notices(trainer), *risk.notices(trainer), *trainer.sharpness.notices(trainer)]
     if not loss.probabilities and dataset.task != "regression":
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "

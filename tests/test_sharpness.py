@@ -371,3 +371,29 @@ def test_robust_weight_perturbation_below_every_loss_is_the_plain_gradient():
     words = ["sharpness=robust_weight_perturbation", "sharpness.threshold=1e-6"]
     run, plain = trainer(*SMALL, *words), trainer(*SMALL)
     assert torch.equal(gradient_of(run, some_batch(run)), gradient_of(plain, some_batch(plain)))
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "robust_weight_perturbation", "gradient_regularization"])
+def test_what_is_not_called_a_weight_is_said_where_names_decide(name):
+    """LittleBit's layer has factors: ASAM's T is 1 for them, and robust weight perturbation leaves them as they are."""
+    words = ["dataset.subset=200", "model.hidden=[16,16]", f"sharpness={name}"]
+    assert not trainer(*words).notices and not trainer(*words, "quantization=lsq", "quantization.channels=true").notices
+    run = trainer(*words, "quantization=littlebit")
+    if name in ("sam", "gradient_regularization"):  # of all tensors
+        assert not run.notices
+        return
+    (line,) = run.notices
+    assert name in line and line.endswith("not called a weight: body.3.factors.0.U, body.3.factors.0.V and 2 more")
+    seen, factor = [], run.model.body[3].factors[0].U
+    objective = run.objective
+
+    def watched(batch):
+        seen.append(factor.detach().clone())
+        return objective(batch)
+
+    run.objective = watched
+    run.gradient(next(run.loader.epoch(0)))
+    assert torch.equal(seen[0], seen[-1]) == (name == "robust_weight_perturbation")
+    if name == "asam":  # T = 1: the factor's own gradient, scaled
+        scale = run.sharpness._scale(run.weights)
+        assert (dict(run.weights.views(scale))["body.3.factors.0.U"] == 1).all()

@@ -155,8 +155,9 @@ class LittleBit(Transform):
     The defaults are those of the commands in its README. There, for language models, linear layers are replaced but not
     the last; here convolutions too, over a = in_channels * kernel positions, except grouped ones, and first and last
     layer stay. Small layers end above `bits`, as their rank is at least 8: `bits()` of a layer says where. Inputs stay
-    in full precision. The code trains by distillation from the unquantized model, KL of the logits plus 10 times the
-    squared error of hidden states; here training has the run's own loss.
+    in full precision. Sharpness methods see factors: their norms and radii are those of U, V and scales, of which only
+    the products are weights. The code trains by distillation from the unquantized model, KL of the logits plus 10 times
+    the squared error of hidden states; here training has the run's own loss.
 
     Parameters
     ----------

@@ -40,3 +40,19 @@ class Sharpness:
 
     def __call__(self, closure: Closure, weights: Weights) -> Pass:
         raise NotImplementedError
+
+    def notices(self, run) -> list[str]:
+        """Lines on what this method leaves out or treats otherwise in the weights of this run. Default: none."""
+        return []
+
+
+def nameless(weights: Weights) -> str:
+    """The tensors of two axes or more that are not called a weight, such as a low-rank layer's factors: some of them by
+    name and how many; empty where there are none."""
+    found = [
+        name
+        for name, place in zip(weights.names, weights.places, strict=True)
+        if "weight" not in name and sum(n > 1 for n in place.size) > 1
+    ]
+    more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+    return ", ".join(found[:2]) + more

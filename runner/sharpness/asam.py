@@ -4,7 +4,7 @@ import torch
 
 from runner.batch import Pass
 from runner.schema import Count, NonNegative
-from runner.sharpness import Closure, Sharpness
+from runner.sharpness import Closure, Sharpness, nameless
 from runner.weights import Weights, column
 
 
@@ -15,8 +15,10 @@ class ASAM(Sharpness):
         e = rho * T^2 g / ||T g||_2,   T = |w| + eta for tensors whose name contains 'weight', 1 elsewhere
 
     As in the authors' code (SamsungLabs/ASAM, asam.py): scales of normalisation layers are called 'weight' and so are
-    normalised, biases are not; 1e-16 is added to the norm. The paper's radii are about ten times SAM's (0.5 for
-    CIFAR-10, 1.0 for CIFAR-100, eta 0.01) and do not compare with ports that normalise biases too.
+    normalised, biases are not; 1e-16 is added to the norm. What stands in a weight's place under another name has T = 1
+    too, and a run says so: the factors of quantization=littlebit (with which the norm is of factors, not of the layer
+    that they make), position embeddings. The paper's radii are about ten times SAM's (0.5 for CIFAR-10, 1.0 for
+    CIFAR-100, eta 0.01) and do not compare with ports that normalise biases too.
 
     Parameters
     ----------
@@ -40,6 +42,11 @@ class ASAM(Sharpness):
             weights.add_(scaled * scale, self.rho / (weights.norm(scaled) + 1e-16))
             closure()
         return first
+
+    def notices(self, run) -> list[str]:
+        if names := nameless(run.weights):
+            return [f"sharpness=asam: T = 1, as for biases, for what is not called a weight: {names}"]
+        return []
 
     def _scale(self, weights: Weights) -> torch.Tensor:
         scale = weights.data.abs().add_(column(self.eta, weights.data))

@@ -4,7 +4,7 @@ import torch
 
 from runner.batch import Pass
 from runner.schema import Count, NonNegative, Positive
-from runner.sharpness import Closure, Sharpness
+from runner.sharpness import Closure, Sharpness, nameless
 from runner.weights import Weights
 
 
@@ -20,7 +20,9 @@ class RobustWeightPerturbation(Sharpness):
     AT_AWP_RWP/utils_rwp.py): only weights with more than one axis are perturbed, no biases or normalisation scales;
     both norms are over all of them together, not by layer; directions add up over the steps and only their sum is
     scaled; a step more or less costs a pass whether or not a loss is below the threshold. Without the threshold and
-    with norms by layer this is adversarial weight perturbation (Wu et al., NeurIPS 2020, arXiv:2004.05884).
+    with norms by layer this is adversarial weight perturbation (Wu et al., NeurIPS 2020, arXiv:2004.05884). As there, a
+    weight is what is called one: layers of factors in its place (quantization=littlebit) and position embeddings are
+    not perturbed, and a run says so.
 
     Parameters
     ----------
@@ -52,6 +54,11 @@ class RobustWeightPerturbation(Sharpness):
                 weights.add_(direction, length / (weights.norm(direction) + 1e-20))
             closure()
         return first
+
+    def notices(self, run) -> list[str]:
+        if names := nameless(run.weights):
+            return [f"sharpness=robust_weight_perturbation leaves out what is not called a weight: {names}"]
+        return []
 
     def _matrices(self, weights: Weights, vector: torch.Tensor) -> torch.Tensor:
         """A copy of the vector with zeros for what is not perturbed."""

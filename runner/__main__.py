@@ -11,6 +11,7 @@ from runner import words
 from runner.build import ConfigError
 from runner.listing import GROUPS, conf_dir, listing, options
 from runner.output import unbreakable
+from runner.spelling import spelled
 
 USAGE = """\
 usage: python -m runner [group=option ...] [key=value ...] [-m]
@@ -64,7 +65,6 @@ def _main(argv: list[str] | None) -> int:
         folders = _folders(flags)
     except ConfigError as error:
         return _mistake(str(error))
-    argv = [*flags, *given]
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own methods, also through the console script
     if "--list" in flags:
@@ -79,6 +79,8 @@ def _main(argv: list[str] | None) -> int:
         print(__version__)
         return 0
     experiment_ = any(word.lstrip("+").startswith("experiment=") for word in given)
+    given = spelled(given, folders, sweep=experiment_ or bool({"-m", "--multirun"} & set(flags)))
+    argv = [*flags, *given]
     try:
         for word in given if not {"--hydra-help", "--shell-completion", "-sc"} & set(flags) else []:
             seeds = experiment_ and word.startswith("seed=")

@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.build import ConfigError
 from runner.config import LISTS, SINGLES, check_all
 from runner.listing import conf_dir
+from runner.spelling import spelled
 from runner.words import one_option, parse
 
 
@@ -32,10 +33,11 @@ def resolved(cfg: DictConfig, choices: dict) -> dict:
 
 def compose(*overrides: str) -> dict:
     """The config of `python -m runner *overrides`, checked, for `runner.run.run`. Raises ConfigError or Hydra's own."""
-    for word in overrides:
+    words = spelled(overrides, [conf_dir()], sweep=False)
+    for word in words:
         parse(word)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = hydra_compose("config", list(overrides), return_hydra_config=True)
+        cfg = hydra_compose("config", words, return_hydra_config=True)
     config = resolved(cfg, OmegaConf.to_container(cfg.hydra.runtime.choices))
     check_all(config)
     return config

@@ -1,10 +1,9 @@
 """What `load` returned, checked before anything is made of it: every mistake is one line with data set and split."""
 
-import traceback
-from pathlib import Path
-
 import torch
 from torch import Tensor
+
+from runner.blame import blame
 
 MANY = 1 << 20  # more outputs than this, and than samples, are a mistake in the labels and would fill the memory
 SEAM = "load() must return two splits, (train, test), each a runner.dataset.Split(x, y)"
@@ -13,13 +12,6 @@ SEAM = "load() must return two splits, (train, test), each a runner.dataset.Spli
 def title(dataset) -> str:
     """What messages call a data set: its name, or the class of one that has none, `my_data.Mine`."""
     return getattr(dataset, "name", None) or f"{type(dataset).__module__}.{type(dataset).__qualname__}"
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong in somebody's code, and where, in one line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    text = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}{': ' if text else ''}{text} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def loaded(dataset) -> tuple:
@@ -39,7 +31,7 @@ def loaded(dataset) -> tuple:
     except (Exception, SystemExit) as error:
         if type(dataset).__module__.startswith("runner."):
             raise
-        raise ValueError(f"load() of data set '{name}' failed: {reason(error)}") from error
+        raise ValueError(f"load() of data set '{name}' failed: {blame(error)}") from error
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_split, pair)):
         raise ValueError(f"data set '{name}': {SEAM}; it returned {_shown(pair)}")
     _declared(dataset, name)
@@ -116,7 +108,7 @@ def _first(dataset, images, place: str) -> None:
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"{place}: the first image: {reason(error)}") from error
+        raise ValueError(f"{place}: the first image: {blame(error)}") from error
     if not isinstance(found, Tensor) or tuple(found.shape) != tuple(dataset.shape):
         shown = tuple(found.shape) if isinstance(found, Tensor) else _shown(found)
         raise ValueError(f"{place}: the first image is {shown}, and the data set's shape is {dataset.shape}")

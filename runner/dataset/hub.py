@@ -166,7 +166,7 @@ class Hub(Dataset):
         if files:
             return datasets.load_dataset(
                 "parquet",
-                data_files={split: [str(file) for file in files[split]]},
+                data_files={split: [escape(str(file)) for file in files[split]]},  # it reads them as patterns
                 split=split,
                 streaming=lazy,
                 cache_dir=None if lazy else str(self.cache_dir / "parquet"),

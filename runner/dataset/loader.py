@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from runner import keyed
 from runner.augment import Augment, Draw
 from runner.batch import Batch
+from runner.blame import blame
 from runner.build import ConfigError
 from runner.dataset import Dataset, Images, Split
-from runner.dataset.check import reason
 
 
 class Loader:
@@ -212,7 +212,7 @@ class _Items(torch.utils.data.Dataset):
         except ValueError as error:  # as a line: the traceback of another process would say less
             return str(error)
         except Exception as error:
-            return f"{type(self.images).__name__}: {reason(error)}"
+            return f"{type(self.images).__name__}: {blame(error)}"
 
 
 def _as_is(x):

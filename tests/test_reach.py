@@ -80,6 +80,9 @@ ROWS = {
     "risk=prospect memory": Row(["risk=prospect"], [], SHORT, "comes after 3 steps, and there are 3", 3, ["risk=mean"]),
     "loss=elr memory": Row(["loss=elr"], [], SHORT, "comes after 3 steps, and there are 3", 3, ["observe"]),
     "loss=aldr_kl memory": Row(["loss=aldr_kl"], [], SHORT, "comes after 3 steps, and there are 3", 3, ["observe"]),
+    "loss=evidential begin": Row(
+        ["loss=evidential"], ["loss.begin=2"], ["loss.begin=4"], "(begin=4) comes after 12 steps, and there are 12", 6
+    ),
     "quantization=biper first": Row(
         ["quantization=biper"], ["quantization.first=0.5"], ["quantization.first=1"], "first=1 comes after 12", 6
     ),
@@ -327,7 +330,7 @@ KEYED = {"fgsm", "pgd", "smooth_adversarial", "eq_net", "ensloss", "spectral"}
 
 def test_whatever_looks_at_the_clock_or_remembers_says_when_it_begins(known):
     """Also what has no setting for it: a number of epochs that is written in the code, a memory of samples."""
-    looks = re.compile(r"\brun\.(count|steps|steps_per_epoch)\b|\bstep >= |\bremember\(|index\]\s*=")
+    looks = re.compile(r"\brun\.(count|steps|steps_per_epoch)\b|\bstep >= |\bbatch\.epoch\b|\bremember\(|index\]\s*=")
     checked = set()
 
     def base(cls) -> bool:

@@ -1,5 +1,6 @@
 """Evidential loss with confusion and ignorance."""
 
+from collections.abc import Iterable
 from math import log, pi
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from runner.batch import Batch, Output
 from runner.loss import Loss, soft_targets, wide
+from runner.reach import Begin
 from runner.schema import Natural, NonNegative
 
 
@@ -46,11 +48,9 @@ class Evidential(Loss):
         self.kl = kl
         self.begin = begin
 
-    def notices(self, run) -> list[str]:
-        last = -(-run.steps // run.steps_per_epoch)
-        if self.begin < last or run.unit != "epoch":  # clients have epochs of their own
-            return []
-        return [f"loss.begin={self.begin}: cross-entropy is added in every epoch of this run, which has {last}"]
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        what = f"the end of the first epochs (begin={self.begin})"
+        yield Begin(what, self.begin * steps_per_epoch, "cross-entropy is added in every step")
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         return self.opinion(wide(logits))[0].log()

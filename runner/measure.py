@@ -27,7 +27,8 @@ def measures(logits: Tensor, y: Tensor, task: str, loss: Loss | None = None) -> 
     - "multilabel", y (N, C) of 0 and 1: `accuracy`, the share of the N * C labels on the right side of p = 1/2;
       `exact`, the share of samples with all C right; `map`, the mean of `average_precision` over the labels that some
       sample has; `nll`, the mean binary -log p per label, in nats.
-    - "regression", y (N,) and logits (N, 1), or both (N, C): `mae` and `rmse`, in the units of y.
+    - "regression", y (N,) and logits (N, 1), or both (N, C): `mae` and `rmse`, in the units of y; with a loss that
+      defines a normal distribution the mean `nll` of a target too, in nats.
 
     A measure that the samples do not define (an AUROC of one class) is nan, and so are all measures of classes where a
     row of logits has no softmax (one of them nan or inf, say).
@@ -36,6 +37,8 @@ def measures(logits: Tensor, y: Tensor, task: str, loss: Loss | None = None) -> 
     Where it defines none, those in OF_PROBABILITIES are None. Raises ValueError for another task, and for shapes that
     do not fit it.
     """
+    if task == "regression":
+        return _errors(*(logits, None) if loss is None else loss.moments(logits), y)
     found = _measures(logits, logits if loss is None else loss.log_probabilities(logits), y, task)
     none = [] if loss is None or loss.probabilities else OF_PROBABILITIES
     return found | {key: None for key in none if key in found}
@@ -66,10 +69,24 @@ def _measures(logits: Tensor, own: Tensor, y: Tensor, task: str) -> dict[str, fl
             "nll": nll.double().mean().item(),
         }
         return found if logits.isfinite().all() else dict.fromkeys(found, math.nan)
-    if task == "regression" and logits.numel() == y.numel():
-        error = wide(logits).reshape(y.shape).double() - y.double()
-        return {"mae": error.abs().mean().item(), "rmse": error.square().mean().sqrt().item()}
-    raise ValueError(f"task {task!r} cannot be measured on logits {tuple(logits.shape)} and targets {tuple(y.shape)}")
+    raise _unfit(task, logits, y)
+
+
+def _errors(mean: Tensor, variance: Tensor | None, y: Tensor) -> dict[str, float]:
+    if mean.numel() != y.numel():
+        raise _unfit("regression", mean, y)
+    mean, y = wide(mean).reshape(y.shape).cpu().double(), y.cpu().double()
+    error = mean - y
+    found = {"mae": error.abs().mean().item(), "rmse": error.square().mean().sqrt().item()}
+    if variance is not None:
+        spread = variance.reshape(y.shape).cpu().double()
+        found["nll"] = ((2 * math.pi * spread).log() + error.square() / spread).mean().item() / 2
+    return found
+
+
+def _unfit(task: str, logits: Tensor, y: Tensor) -> ValueError:
+    shapes = f"logits {tuple(logits.shape)} and targets {tuple(y.shape)}"
+    return ValueError(f"task {task!r} cannot be measured on {shapes}")
 
 
 def scores(logits: Tensor, y: Tensor, own: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

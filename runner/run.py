@@ -25,7 +25,7 @@ from runner.dropout import Masks
 from runner.errors import defaults
 from runner.final import Final, final
 from runner.hook import Hook, Hooks
-from runner.listing import conf_dir
+from runner.listing import conf_dir, options
 from runner.precision import Precision
 from runner.quantization.late import Late
 from runner.reach import unreached
@@ -255,7 +255,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     if dataset.task not in tasks:
         raise ConfigError(
             f"loss={config['choices']['loss']} is defined for {' and '.join(tasks)}, "
-            f"dataset={config['choices']['dataset']} has {dataset.task}"
+            f"dataset={config['choices']['dataset']} has {dataset.task}; "
+            f"for that there are loss={', '.join(_losses_for(dataset.task))}"
         )
     origin = None
     if start is not None:
@@ -317,6 +318,16 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         for where, part in options.items():
             trainer.notices += unreached(where, part, federated.clocks(trainer, part))
     return trainer, federated, transform, calibration
+
+
+def _losses_for(task: str) -> list[str]:
+    """The options of conf/loss that are defined for the task, which their classes say."""
+    import yaml
+
+    targets = {
+        name: yaml.safe_load(path.read_text())["_target_"] for name, path in options("loss", [conf_dir()]).items()
+    }
+    return [name for name, target in targets.items() if task in locate(target, "loss").tasks]
 
 
 def _calibration(dataset, loader: Loader, seed: int, size: int) -> Batch | None:

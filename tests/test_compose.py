@@ -22,7 +22,7 @@ def usable(group: str) -> list[str]:
 
 # Losses that are not defined for the ten classes of the digits, or, as AnyLoss in fp16, have no gradient for one of ten
 OTHER = {"ensloss": "breast_cancer", "anyloss": "breast_cancer", "asl_multilabel": "multi_digits"}
-OTHER |= {"conr": "diabetes", "cs_ib": "diabetes"}
+OTHER |= dict.fromkeys(["conr", "cs_ib", "squared", "absolute", "huber", "quantile", "gaussian_nll"], "diabetes")
 
 # The passes that options take for one step, of which two tell as much as ten
 ASCENTS = {"pgd": "hook.pgd.steps", "smooth_adversarial": "hook.smooth_adversarial.steps"}

@@ -4,8 +4,9 @@ A reference module has
 
     SETTINGS                        the constructor's settings to try; {} are the defaults of the YAML
     reference(logits, y, **setting) the values (B,) in numpy, from the definition
-    TARGETS                         what y may be, of "ids" (B,), "soft" (B, C), "multihot" (B, C) and "real" (B,) with
-                                    logits (B, 1). Without it: ids and soft
+    TARGETS                         what y may be, of "ids" (B,), "soft" (B, C), "multihot" (B, C), "real" (B,) with
+                                    logits (B, 1), and "reals" (B, 2) with logits (B, 2). Without it: ids and soft
+    OUTPUTS                         how many outputs a regression target has, where it is not one
     CLASSES                         where the loss is defined for this number of classes only
     COUPLED                         True where the value of a sample depends on the rest of the batch
     observed(state, logits, y, index, **setting)
@@ -137,10 +138,12 @@ MULTIHOT = torch.tensor(
 )
 REAL = draw(B, seed=3)
 REAL[4] = REAL[1]  # labels are tied, too
+REALS = torch.stack([REAL, draw(B, seed=7)], 1)
 
 
 def logits(option, kind, *lead, dtype=torch.float64, seed=0):
-    return draw(*(lead or (B,)), 1 if kind == "real" else context(option)["classes"], dtype=dtype, seed=seed)
+    width = {"real": 1, "reals": 2}.get(kind, 0) * (says(option, "OUTPUTS") or 1)
+    return draw(*(lead or (B,)), width or context(option)["classes"], dtype=dtype, seed=seed)
 
 
 def targets(option, kind):
@@ -149,7 +152,7 @@ def targets(option, kind):
         return IDS % classes
     if kind == "soft":
         return SOFT[:, :classes] / SOFT[:, :classes].sum(-1, keepdim=True)
-    return MULTIHOT[:, :classes] if kind == "multihot" else REAL
+    return MULTIHOT[:, :classes] if kind == "multihot" else REAL if kind == "real" else REALS
 
 
 def kinds(option):

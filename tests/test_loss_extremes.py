@@ -12,7 +12,7 @@ import torch
 from runner.batch import Output
 from runner.loss.aldr_kl import ALDRKL
 from runner.loss.ldr_kl import LDRKL, scaled
-from tests.test_loss import FEATURES, B, batch, context, inputs, make, reference, says, settings, targets
+from tests.test_loss import FEATURES, B, batch, inputs, logits, make, reference, says, settings, targets
 
 WIDE = np.finfo(np.longdouble).maxexp > np.finfo(np.float64).maxexp
 SMALL = [[0.0, -1.0, 0.5, -0.25, 2.0], [-1.5, 1.0, 0.25, -0.75, 0.0], [0.5, 0.75, -2.0, 1.0, -0.5]]
@@ -51,7 +51,7 @@ def wanted(option, setting, loss, z, y, weight):
 @pytest.mark.parametrize(("option", "setting", "kind"), settings())
 def test_far_logits(option, setting, kind):
     loss, y, weight = make(option, **setting).float(), targets(option, kind), torch.linspace(0.5, 1.5, B)
-    classes, compared = 1 if kind == "real" else context(option)["classes"], 0
+    classes, compared = logits(option, kind).shape[1], 0
     for size in (0.7 * loss.s,) if hasattr(loss, "cosines") else (15.0, 80.0, 5e3):  # up to 1e4 apart
         for z in rows(classes, size):
             z.requires_grad_()

@@ -53,7 +53,7 @@ OWN = {
     **dict.fromkeys(["ldam", "adaface", "elasticface", "elasticface_cos"], MARGIN),
     "asl_multilabel": (expit, "p = sigmoid(z) is in the formula"),
 }
-TASKS = [option for option in OPTIONS if "real" not in kinds(option)] + ["aggregate_response"]
+TASKS = [option for option in OPTIONS if kinds(option)[0] not in ("real", "reals")]
 SETTINGS = [
     *(("ldr_kl", {"scaling": scaling}, False) for scaling in ("l1", "softplus")),
     *(("aldr_kl", {"scaling": scaling}, False) for scaling in ("l1", "softplus")),

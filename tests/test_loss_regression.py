@@ -7,10 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from runner.batch import Batch, Output
+from runner.build import ConfigError
+from runner.loss.absolute import AbsoluteError
 from runner.loss.conr import ConR
 from runner.loss.cs_ib import CSIB
+from runner.loss.gaussian_nll import GaussianNLL
+from runner.loss.huber import Huber
+from runner.loss.quantile import Quantile
+from runner.loss.squared import SquaredError
+from runner.measure import measures
 from tests.tiny import trainer
 
 
@@ -39,6 +47,101 @@ def finite_differences(function, at, gradient):
             moved[place] += sign * 1e-6
             sides.append(function(moved).item())
         assert gradient[place].item() == pytest.approx((sides[0] - sides[1]) / 2e-6, rel=1e-5, abs=1e-8)
+
+
+# ---- the ordinary ones
+
+
+def test_ordinary_losses_equal_torchs_and_scikit_learns():
+    """Values and gradients, of one target a sample and of three; scikit-learn has no gradient."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="skipped: scikit-learn is not installed")
+    y, features = 2 * draw(9, 3), draw(9, 4)
+    pairs = [
+        (SquaredError(), lambda z: F.mse_loss(z, y, reduction="none")),
+        (AbsoluteError(), lambda z: F.l1_loss(z, y, reduction="none")),
+        (Huber(0.7), lambda z: F.huber_loss(z, y, reduction="none", delta=0.7)),
+        (Quantile(0.5), lambda z: F.l1_loss(z, y, reduction="none") / 2),
+    ]
+    for loss, theirs in pairs:
+        z = draw(9, 3, seed=1).requires_grad_()
+        found = loss(Output(z, features), Batch(y, y, torch.arange(9)))
+        torch.testing.assert_close(found, theirs(z).mean(-1))
+        torch.testing.assert_close(*(torch.autograd.grad(one.sum(), z)[0] for one in (found, theirs(z).mean(-1))))
+        alone = loss(Output(z[:, :1], features), Batch(y, y[:, 0], torch.arange(9)))
+        torch.testing.assert_close(alone, theirs(z)[:, 0])
+    z = draw(9, 3, seed=1)
+    for level in (0.1, 0.5, 0.95):
+        found = Quantile(level)(Output(z, features), Batch(y, y, torch.arange(9))).mean().item()
+        assert found == pytest.approx(metrics.mean_pinball_loss(y, z, alpha=level))
+
+
+def test_the_gaussian_likelihood_equals_torchs():
+    """Through the loss's own layer, values and the gradients of outputs, features and layer."""
+    y, z, features = 2 * draw(9, 3), draw(9, 3, seed=1).requires_grad_(), draw(9, 4, seed=2).requires_grad_()
+    loss = GaussianNLL(classes=3, features=4).double()
+    out = loss.head(Output(z, features))
+    assert out.logits.shape == (9, 6) and torch.equal(out.logits[:, :3], z)
+    found = loss(out, Batch(y, y, torch.arange(9)))
+    variance = F.softplus(features @ loss.spread.weight.T + loss.spread.bias) + 1e-6
+    theirs = F.gaussian_nll_loss(z, y, variance, full=True, reduction="none").mean(-1)
+    torch.testing.assert_close(found, theirs)
+    leaves = [z, features, *loss.parameters()]
+    for ours, other in zip(*(torch.autograd.grad(one.sum(), leaves) for one in (found, theirs)), strict=True):
+        torch.testing.assert_close(ours, other)
+    measured = measures(out.logits.detach(), y, "regression", loss)
+    assert measured["nll"] == pytest.approx(found.mean().item())
+    assert measured["rmse"] == pytest.approx(F.mse_loss(z, y).sqrt().item())
+    assert measures(z.detach(), y, "regression", SquaredError()).keys() == {"mae", "rmse"}
+
+
+def test_one_output_for_every_target():
+    with pytest.raises(ValueError, match="2 outputs a sample for 3 targets"):
+        SquaredError()(Output(draw(4, 2), draw(4, 2)), Batch(draw(4, 2), draw(4, 3), torch.arange(4)))
+
+
+@pytest.mark.parametrize("option", ["squared", "absolute", "huber", "quantile", "gaussian_nll"])
+def test_an_ordinary_loss_learns_a_table(option):
+    run = trainer("dataset=diabetes", "model=mlp", "model.hidden=[16]", "train.batch_size=64", f"loss={option}")
+    before = run.evaluate(run.dataset.test)
+    for epoch in range(15):
+        for batch in run.loader.epoch(epoch):
+            run.step(batch)
+    found = run.evaluate(run.dataset.test)
+    assert found["rmse"] < 0.85  # the mean has 1
+    assert ("nll" in found) == (option == "gaussian_nll") and all(found[key] < before[key] for key in found)
+
+
+def test_a_quantile_is_one():
+    """Of the training targets a tenth is above the outputs, which the bias alone can bring about."""
+    words = [
+        "dataset=diabetes",
+        "model=mlp",
+        "model.hidden=[]",
+        "train.batch_size=64",
+        "loss=quantile",
+        "loss.level=0.9",
+    ]
+    run = trainer(*words, "optim.lr=0.05")
+    for epoch in range(40):
+        for batch in run.loader.epoch(epoch):
+            run.step(batch)
+    z, y = run.predict(run.dataset.train)
+    assert (y <= z[:, 0]).double().mean().item() == pytest.approx(0.9, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("words", "fitting", "not_"),
+    [
+        (["dataset=diabetes", "loss=ce"], ["absolute", "conr", "gaussian_nll", "huber", "squared"], "asl"),
+        (["dataset=multi_digits", "loss=ce"], ["asl_multilabel"], "poly"),
+        (["dataset=digits", "loss=huber"], ["ce", "mse", "focal", "aggregate_response"], "squared"),
+    ],
+)
+def test_a_refused_loss_is_told_with_those_that_fit(words, fitting, not_):
+    with pytest.raises(ConfigError, match="is defined for .*; for that there are loss=") as error:
+        trainer(*words)
+    told = str(error.value).rpartition("loss=")[2].split(", ")
+    assert set(fitting) <= set(told) and not_ not in told
 
 
 # ---- ConR

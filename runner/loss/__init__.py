@@ -51,6 +51,12 @@ class Loss(nn.Module):
         """
         return logits
 
+    def moments(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of the head's outputs (..., C) for regression targets the mean, by whose errors a run is measured, and the
+        variance of the normal distribution that the loss defines, None where it defines none. Default: the outputs.
+        """
+        return logits, None
+
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError
 
@@ -80,6 +86,19 @@ def soft_targets(y: Tensor, logits: Tensor) -> Tensor:
     if y.dim() == logits.dim():
         return y.to(logits.dtype)
     return torch.zeros_like(logits).scatter(-1, y.unsqueeze(-1), 1.0)
+
+
+def errors(outputs: Tensor, y: Tensor) -> Tensor:
+    """y - outputs in fp32 or better, (..., C), for regression targets (..., C), or (...) where C is 1.
+
+    ValueError where there is not one output for every target.
+    """
+    outputs = wide(outputs)
+    y = y.to(outputs.dtype)
+    y = y.unsqueeze(-1) if y.dim() < outputs.dim() else y
+    if y.shape != outputs.shape:
+        raise ValueError(f"{outputs.shape[-1]} outputs a sample for {y.shape[-1]} targets")
+    return y - outputs
 
 
 def log_rest(logits: Tensor) -> Tensor:

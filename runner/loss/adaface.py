@@ -59,10 +59,13 @@ class AdaFace(Loss):
         self.h = h
         self.s = s
         self.t_alpha = t_alpha
-        self.probabilities = m == 0
         self.cosines = Cosines(features, classes)
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("std", torch.tensor(100.0))
+
+    @property
+    def probabilities(self) -> bool:
+        return self.m == 0
 
     def head(self, out: Output) -> Output:
         return Output(self.s * self.cosines(out.features), out.features)

@@ -53,11 +53,14 @@ class ALDRKL(Loss):
         self.alpha = alpha
         self.margin = margin
         self.scaling = scaling
-        self.probabilities = scaling == "none" and lam == 1
         self.register_buffer("temperatures", torch.full((samples,), float(lam)))
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         yield Begin("a sample's second turn", steps_per_epoch, "every temperature is one turn from lam")
+
+    @property
+    def probabilities(self) -> bool:
+        return self.scaling == "none" and self.lam == 1
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         f = scaled(wide(out.logits), self.scaling)

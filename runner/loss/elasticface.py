@@ -63,9 +63,12 @@ class ElasticFace(Loss):
         self.sigma = sigma
         self.s = s
         self.plus = plus
-        self.probabilities = m == sigma == 0
         self.cosines = Cosines(features, classes)
         nn.init.normal_(self.cosines.weight, std=0.01)  # as in the authors' code: shorter vectors turn faster
+
+    @property
+    def probabilities(self) -> bool:
+        return self.m == self.sigma == 0
 
     def head(self, out: Output) -> Output:
         return Output(self.s * self.cosines(out.features), out.features)

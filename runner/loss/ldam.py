@@ -40,9 +40,12 @@ class LDAM(Loss):
         super().__init__()
         self.max_m = max_m
         self.s = s
-        self.probabilities = max_m == 0
         self.cosines = Cosines(features, classes)
         self.register_buffer("counts", counts(class_counts, "loss=ldam"), persistent=False)
+
+    @property
+    def probabilities(self) -> bool:
+        return self.max_m == 0
 
     def head(self, out: Output) -> Output:
         return Output(self.s * self.cosines(out.features), out.features)

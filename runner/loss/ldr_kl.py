@@ -47,7 +47,10 @@ class LDRKL(Loss):
         self.lam = lam
         self.margin = margin
         self.scaling = scaling
-        self.probabilities = scaling == "none" and lam == 1
+
+    @property
+    def probabilities(self) -> bool:
+        return self.scaling == "none" and self.lam == 1
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         f = scaled(wide(out.logits), self.scaling)

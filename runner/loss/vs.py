@@ -31,8 +31,11 @@ class VectorScaling(Loss):
         super().__init__()
         self.gamma = gamma
         self.tau = tau
-        self.probabilities = gamma == 0
         self.register_buffer("counts", counts(class_counts, "loss=vs"), persistent=False)
+
+    @property
+    def probabilities(self) -> bool:
+        return self.gamma == 0
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         logits = wide(out.logits)

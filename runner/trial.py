@@ -107,7 +107,8 @@ def value(model: nn.Module, loss: Loss, risk: nn.Module, out: Output, example: B
     with guard("loss", loss, "cannot take the model's output"):
         made = loss.head(out)
     where, part, method = ("model", model, "forward") if type(loss).head is Loss.head else ("loss", loss, "head")
-    an_output(where, part, method, made, len(example), classes)
+    alike = type(loss).moments is Loss.moments  # else a target has several outputs
+    an_output(where, part, method, made, len(example), classes if alike else None)
     shapes = f"logits of {tuple(made.logits.shape)} and targets of {tuple(example.y.shape)}"
     with guard("loss", loss, f"cannot take {shapes}"):
         losses = loss(made, example)

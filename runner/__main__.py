@@ -1,6 +1,5 @@
 """`python -m runner group=option key=value ...`: compose, check, launch."""
 
-import errno
 import os
 import signal
 import sys
@@ -56,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None) -> int:
+    if wrong := _torchrun():
+        return _mistake(wrong)
     argv = list(sys.argv[1:] if argv is None else argv)
     from runner import again
 
@@ -321,11 +322,30 @@ def _run(config: dict, overrides: list[str]) -> int:
 
 
 def _no_room(error: OSError) -> int:
-    """A full disk or a folder that is not ours to write in: one line. Any other trouble of the system: all of it."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    """Trouble of the system (a full disk, a folder that is not ours to write in, a file where a folder should be): one
+    line. An error that does not say what it is about keeps its traceback."""
+    said = error.strerror or str(error)
+    if error.filename is not None and str(error.filename) not in said:
+        said = f"{error.filename}: {said}"
+    elif error.filename is None and "/" not in said:
         traceback.print_exc()
-    print(f"runner: {error.strerror or error}", file=sys.stderr)
+    print(f"runner: {said}", file=sys.stderr)
     return 1
+
+
+def _torchrun() -> str | None:
+    """What is wrong with the variables that torchrun sets, where they are set; None where nothing is."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.isdigit()) or name == "WORLD_SIZE" and name in os.environ and int(value) < 1:
+            return f"{name}={value} in the environment is no number of processes: torchrun sets it; else unset it"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                return f"WORLD_SIZE={os.environ['WORLD_SIZE']} without {name}: start with torchrun, or unset WORLD_SIZE"
+        if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+            return f"RANK={os.environ['RANK']} is none of WORLD_SIZE={os.environ['WORLD_SIZE']} processes"
+    return None
 
 
 def _lead(argv: list[str], folders: list[Path]) -> int:

@@ -79,14 +79,14 @@ def load(path: Path) -> dict:
     """
     if path.is_dir():
         raise Damaged(f"{path} is a folder, and should be a file")
-    if path.stat().st_size == 0:
-        raise Damaged(f"{path} is empty")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # whatever torch and pickle make of a file that is something else
-        raise Damaged(f"{path} is no checkpoint, or damaged") from error
+    with open(path, "rb") as file:
+        if not file.read(1):
+            raise Damaged(f"{path} is empty")
+        file.seek(0)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch and pickle make of a file that is something else
+            raise Damaged(f"{path} is no checkpoint, or damaged") from error
     if not isinstance(state, dict):
         raise Damaged(f"{path} is no checkpoint: it holds no mapping")
     if (number := state.get("format", FORMAT)) != FORMAT:

@@ -56,8 +56,10 @@ def final(trainer: Trainer) -> dict[str, Final]:
     if data.val is not None and "val" in trainer.best:
         if trainer.best["val"]["step"] == trainer.count:
             found["best_val"] = found["last"]
+        elif isinstance(best := read(trainer, "val"), str):
+            trainer.notices.append(f"{best}: best_val lacks the measures that are made of it")
         else:
-            with saved(trainer, "val"):
+            with loaded(trainer, best):
                 predicted = [trainer.predict_as_is(split) for split in splits]
             found["best_val"] = of(predicted, data.class_counts, trainer.loss)
     return found
@@ -81,12 +83,31 @@ def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int], loss: Lo
     return found
 
 
+def read(trainer: Trainer, name: str) -> dict | str:
+    """best_<name>.pt, or why it cannot be used; the same in all processes."""
+    best = None
+    if distributed.rank == 0:
+        path = trainer.folder / f"best_{name}.pt"
+        try:
+            best = checkpoint.load(path)
+            here = trainer.model.state_dict(), dict(trainer.loss.named_parameters())
+            for part, own in zip(("model", "loss"), here, strict=True):
+                there = best.get(part)
+                if not isinstance(there, dict) or {k: v.shape for k, v in there.items()} != {
+                    k: v.shape for k, v in own.items()
+                }:
+                    raise checkpoint.Damaged(f"{path} does not hold weights of this run")
+        except FileNotFoundError:
+            best = f"{path} is missing"
+        except (ValueError, OSError, AttributeError) as error:
+            best = str(error)
+    return distributed.from_first(best)
+
+
 @contextmanager
 @torch.no_grad()
-def saved(trainer: Trainer, name: str):
-    """The model with the weights of best_<name>.pt, which are what the hooks had made of them."""
-    path = trainer.folder / f"best_{name}.pt"
-    best = distributed.from_first(checkpoint.load(path) if distributed.rank == 0 else None)
+def loaded(trainer: Trainer, best: dict):
+    """The model with the weights of a best_<name>.pt, which are what the hooks had made of them."""
     own = dict(trainer.loss.named_parameters())
     before = [(tensor, tensor.clone()) for tensor in (*trainer.model.state_dict().values(), *own.values())]
     trainer.model.load_state_dict(best["model"])

@@ -213,6 +213,7 @@ class Record:
         self._size = 0
         self._step = None
         self._result = None
+        self.lost = ""  # what `start` did not find of the lines that a checkpoint knows of
         self.beside = 1  # the runs that are trained in one pass with this one, itself included
 
     # -- the lock
@@ -247,7 +248,8 @@ class Record:
                 try:
                     self.fail(error)
                 except OSError as problem:  # a full disk must not hide the error itself
-                    warn("%s", problem)
+                    if not isinstance(error, OSError):  # else it is the same trouble
+                        warn("%s", problem)
                 self._close("failed", None)
         finally:
             if self._file is not None:
@@ -286,7 +288,7 @@ class Record:
     def _truncate(self, lines: int) -> None:
         kept = _records(self.path)[:lines]
         if len(kept) < lines:
-            warn("%s holds %d of the %d lines that the checkpoint knows of", self.path, len(kept), lines)
+            self.lost = f"{self.path} holds {len(kept)} of the {lines} lines that the checkpoint knows of"
         self._lines = len(kept)
         self._size = kept[-1][1] if kept else 0
         self._step = kept[-1][0].get("step") if kept else None
@@ -415,11 +417,15 @@ class Record:
     def _note_index(self, now: str, overrides: list[str], resumed: bool) -> None:
         typed = shlex.join(overrides) or "(defaults)"
         line = f"{self.folder.name}  {now}  {typed}{'  (resumed)' if resumed else ''}".replace("\n", " ")
-        descriptor = os.open(self.folder.parent / "index.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        path = self.folder.parent / "index.txt"
         try:
-            os.write(descriptor, line.encode() + b"\n")  # one write: lines of concurrent runs do not mix
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                os.write(descriptor, line.encode() + b"\n")  # one write: lines of concurrent runs do not mix
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def environment(device: str) -> dict:

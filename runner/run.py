@@ -148,6 +148,8 @@ class Job:
     def start(self) -> None:
         with _as_config_error("name"):
             self.record.start(self.config, self.overrides, self.lines)
+        if self.record.lost:
+            self.trainer.notices.append(self.record.lost)
 
     def finish(self) -> dict:
         """After the last step: what is measured once, what is deployed, the pictures, and result.json."""
@@ -368,7 +370,7 @@ class Elsewhere:
     """The record as the processes see it that do not write it."""
 
     def __init__(self, folder: Path):
-        self.folder, self.lines = folder, 0
+        self.folder, self.lines, self.lost = folder, 0, ""
 
     def start(self, *_) -> None: ...
     def sync(self) -> None: ...

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from runner import pictures
-from runner.final import NAMES, final, saved
+from runner.final import NAMES, final, loaded, read
 from runner.measure import OF_PROBABILITIES, measures
 from runner.record import finished, history
 from runner.run import Job, run
@@ -59,7 +59,7 @@ def test_the_best_weights_are_those_of_their_line(words, tmp_path):
     head = [parameter.clone() for parameter in run.loss.parameters()]
     first, *_, last = history(run.folder)
     assert run.best["val"]["step"] == first["step"] != last["step"]
-    for line, one in ((first, saved(run, "val")), (last, run.hooks.weights(run))):
+    for line, one in ((first, loaded(run, read(run, "val"))), (last, run.hooks.weights(run))):
         with one:
             found = {
                 f"{name}_{key}": value

@@ -434,6 +434,8 @@ def table(
                 runs.append(read(folder, select, metric))
             except ValueError as damage:
                 damaged.append(f"left out: {damage}")
+        elif (folder / "result.json").exists():
+            damaged.append(f"left out: {folder} has a result and no .hydra/config.yaml")
         else:
             absent.append(folder.name)
     if not runs:

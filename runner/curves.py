@@ -6,35 +6,38 @@ from pathlib import Path
 from runner.record import write_atomic
 
 FORMATS = ("png", "pdf", "svg")
-INK, GRID = "#333333", "#e6e6e6"
+INK, GRID, FRAME = "#333333", "#e6e6e6", "#bbbbbb"
 COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#d55e00", "lr": "#555555"}  # Okabe and Ito: colour-blind safe
 
 # What a panel may show: the record's key, label, colour, line style
 LOSSES = [
     ("train_loss", "train loss", "train", "-"),
-    ("val_nll", "validation NLL (nats)", "val", "-"),
-    ("test_nll", "test NLL (nats)", "test", "-"),
+    ("val_nll", "val. NLL", "val", "-"),
+    ("test_nll", "test NLL", "test", "-"),
 ]
 ACCURACIES = [
     ("train_accuracy", "train", "train", "-"),
-    ("val_accuracy", "validation", "val", "-"),
+    ("val_accuracy", "val.", "val", "-"),
     ("test_accuracy", "test", "test", "-"),
 ]
 ERRORS = [
     ("train_rmse", "train RMSE", "train", "-"),
-    ("val_rmse", "validation RMSE", "val", "-"),
+    ("val_rmse", "val. RMSE", "val", "-"),
     ("test_rmse", "test RMSE", "test", "-"),
     ("train_mae", "train MAE", "train", ":"),
-    ("val_mae", "validation MAE", "val", ":"),
+    ("val_mae", "val. MAE", "val", ":"),
     ("test_mae", "test MAE", "test", ":"),
 ]
 RATES = [("lr", "learning rate", "lr", "-")]
 
 
 def write(figure, path: Path) -> None:
-    """A figure as the suffix of the path says (.png, .pdf, .svg), atomically."""
+    """A figure as the suffix of the path says (.png, .pdf, .svg), atomically; text in a PDF stays text."""
+    from matplotlib import rc_context
+
     content, kind = io.BytesIO(), path.suffix[1:]
-    figure.savefig(content, format=kind, **({"pil_kwargs": {"compress_level": 1}} if kind == "png" else {}))
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(content, format=kind, **({"pil_kwargs": {"compress_level": 1}} if kind == "png" else {}))
     write_atomic(path, content.getvalue())
 
 
@@ -53,11 +56,11 @@ def series(history: list[dict], key: str, x: str) -> tuple[list[float], list[flo
 
 
 def draw(history: list[dict], path: Path) -> None:
-    """Three panels side by side, as a PNG of 1200 x 360 pixels, written atomically.
+    """Three panels side by side, as a PNG of 1200 x 360 pixels or as the path's suffix says, written atomically.
 
     history: records as `Record.log` takes them; a measure may be absent or None in any of them. Accuracies are
     fractions there and per cent here. The middle panel of a regression shows RMSE and MAE, in units of the target.
-    The horizontal axis is the epoch, or the step where an epoch has several records.
+    The horizontal axis is the epoch, of a federation the round, or the step where an epoch has several records.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot: it costs more to import and keeps every figure alive
@@ -69,9 +72,9 @@ def draw(history: list[dict], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     # fixed margins: finding them takes as long as drawing, and a sweep draws many
-    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.14, top=0.88, wspace=0.18)
+    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.14, top=0.77, wspace=0.16)
     left, middle, right = figure.subplots(1, 3)
-    panel(left, history, x, LOSSES, "Loss")
+    panel(left, history, x, LOSSES, "Loss and NLL (nats)" if series(history, "test_nll", x)[0] else "Loss")
     if regression:
         panel(middle, history, x, ERRORS, "Error, in units of the target")
     else:
@@ -81,7 +84,7 @@ def draw(history: list[dict], path: Path) -> None:
     write(figure, path)
 
 
-def panel(axes, history, x, shown, title, factor=1.0, value="{:.4g}") -> None:
+def panel(axes, history, x, shown, title, factor=1.0, value="{:.3g}") -> None:
     from matplotlib.ticker import MaxNLocator
 
     drawn = []
@@ -92,16 +95,18 @@ def panel(axes, history, x, shown, title, factor=1.0, value="{:.4g}") -> None:
             # a single epoch is a point and a short run shows its points; a long one is a line
             marker = "o" if len(at) <= 30 else None
             label = f"{label}  {value.format(values[-1])}"
-            axes.plot(at, values, style, color=COLOURS[colour], linewidth=1.8, marker=marker, markersize=4, label=label)
+            style = {"linestyle": style, "color": COLOURS[colour], "linewidth": 1.8}
+            axes.plot(at, values, marker=marker, markersize=4, label=label, clip_on=False, **style)
             drawn += values
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, y=1.03)
-    axes.set_xlabel(x, color=INK)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK, y=1.16)
+    rounds = x == "epoch" and any("bytes_up" in record for record in history)  # of a federation
+    axes.set_xlabel("round" if rounds else x, color=INK)
     axes.xaxis.set_label_coords(0.5, -0.1)  # placed, as the title: matplotlib would measure every tick's text
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=INK, length=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
+    axes.spines[["left", "bottom"]].set_color(FRAME)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     last = max((record[x] for record in history), default=1)
     axes.set_xlim(0, max(1.04 * last, last + 0.4))
@@ -110,13 +115,12 @@ def panel(axes, history, x, shown, title, factor=1.0, value="{:.4g}") -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="#999999")
         return
     if factor == 100:
-        axes.set_ylim(top=min(axes.get_ylim()[1], 101))
+        axes.set_ylim(*within(min(drawn), max(drawn), percent=True))
     elif min(drawn) >= 0:
         axes.set_ylim(0, 1.06 * max(drawn) or 1)
     if len(shown) == 1:
         axes.yaxis.set_major_formatter("{x:g}")
         return
-    corner = "lower right" if factor == 100 else "upper right"  # away from where learning begins and where it ends up
-    legend = axes.legend(loc=corner, fontsize=9, framealpha=0.9, edgecolor="none", labelcolor=INK, title="at the end")
-    legend.set_alignment("left")
-    legend.get_title().set(fontsize=8, color="#777777")
+    # above the panel, where no line comes; each with its value at the end
+    where = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "ncols": 3, "columnspacing": 0.9, "handlelength": 1.1}
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK, borderaxespad=0.2, handletextpad=0.4, **where)

@@ -1,25 +1,73 @@
 """reliability.png and classes.png: how far the confidence can be trusted, and how well each class is known.
 
-Both are drawn without matplotlib's axes: those and their ticks take five times as long as all that is in them, and a
-sweep of short runs draws many.
+    python -m runner.pictures outputs/NAME[/ID] [--format png|pdf|svg]
+
+draws these and a run's other pictures again, from what its folder holds. Both are drawn without matplotlib's axes:
+those and their ticks take five times as long as all that is in them, and a sweep of short runs draws many.
 """
 
-import io
+import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from runner.curves import COLOURS, GRID, INK
+from runner.curves import COLOURS, FORMATS, FRAME, GRID, INK, write
 from runner.measure import FEW, MANY
-from runner.record import write_atomic
 
 NAMED = 20  # at most so many classes have their names below them
-QUIET, FRAME = "#777777", "#bbbbbb"
+QUIET = "#777777"
+
+
+def of(result: dict) -> dict[str, Callable[[Path], None]]:
+    """Name -> what draws it to a path, of these two, for what result.json holds; one that lacks their numbers has none.
+
+    Where a loss defines no probabilities, neither as it is nor after temperature scaling, there is no reliability.
+    """
+    drawn, classes_, bins = {}, result.get("classes") or {}, result.get("reliability") or {}
+    if "samples" in classes_:
+        accuracy = np.array(classes_["last"], dtype=float)  # null: no test sample
+        drawn["classes"] = partial(classes, accuracy, np.array(classes_["samples"]), classes_["names"])
+    as_trained, scaled = (None if bins.get(key) is None else np.array(bins[key]) for key in ("bins", "scaled"))
+    if as_trained is not None or scaled is not None:
+        temperature = (result.get("last") or {}).get("temperature")
+        drawn["reliability"] = partial(reliability, as_trained, scaled, temperature)
+    return {f"{name}.png": draw for name, draw in drawn.items()}
+
+
+def redraw(folder: Path, format: str = "png") -> list[Path]:
+    """All pictures of a run, from what its folder holds; of one that is not done those that there can be.
+
+    Returns their paths. Raises ValueError where the folder holds no run.
+    """
+    from runner import curves
+    from runner.record import finished, history, read_config
+
+    read_config(folder)
+    result, drawn = finished(folder) or {}, {}
+    if records := history(folder):
+        drawn["curves.png"] = partial(curves.draw, records)
+    drawn |= of(result)
+    if layers := (result.get("quantization") or {}).get("layers"):
+        from runner.quantization import deploy
+
+        drawn[deploy.PICTURE] = partial(deploy.draw, layers)
+    if (folder / "partition.npz").exists():
+        from runner.federated import partition
+
+        drawn["partition.png"] = partial(partition.picture, *partition.saved(folder))
+    paths = []
+    for name, draw in drawn.items():
+        paths.append((folder / name).with_suffix(f".{format}"))
+        draw(paths[-1])
+    return paths
 
 
 def reliability(bins: np.ndarray | None, scaled: np.ndarray | None, temperature: float | None, path: Path) -> None:
     """Accuracy over mean confidence in bins of equal width, with Wilson's 95 % intervals, and below how many samples
-    are in each; as trained and, where there is a temperature, after scaling. A PNG of 640 x 640 pixels.
+    are in each; as trained and, where there is a temperature, after scaling. Bins of one sample are hollow points that
+    no line goes through. A PNG of 640 x 640 pixels, or as the path's suffix says.
 
     bins, scaled : (3, M) as of `runner.measure.binned`, one of them at least; bins None: the loss defines none.
     """
@@ -38,7 +86,9 @@ def reliability(bins: np.ndarray | None, scaled: np.ndarray | None, temperature:
         there = count > 0
         n, rate, x = count[there], 100 * hits[there] / count[there], 100 * sure[there] / count[there]
         upper.bars(x - 0.1, x + 0.1, *(100 * wilson(rate / 100, n)), color=colour, alpha=0.5)
-        upper.line(x, rate, color=colour, marker=marker)
+        several = n > 1  # the accuracy of one sample is 0 or 100 %: a point, and no part of a line
+        upper.line(x[several], rate[several], color=colour, marker=marker)
+        upper.line(x[~several], rate[~several], color=colour, marker=marker, linestyle="", hollow=True)
         if i == 0:
             lower.bars(edges[:-1], edges[1:], lower.y[0], _log(count), color=colour, alpha=0.45)
         else:
@@ -46,17 +96,17 @@ def reliability(bins: np.ndarray | None, scaled: np.ndarray | None, temperature:
         error = 100 * abs(hits - sure).sum() / count.sum()
         upper.line([1 + 50 * i], [105], color=colour, marker=marker)
         upper.text(3.5 + 50 * i, 105, f"{label}: ECE {error:.2f} %", va="center")
-    _save(figure, path)
+    write(figure, path)
 
 
 def classes(accuracy: np.ndarray, counts: np.ndarray, names: list[str] | None, path: Path) -> None:
-    """The test accuracy of each class, from the most training samples to the fewest, with the means of the groups of
-    `runner.measure.group_accuracy`, and below how many samples those are. A PNG of 900 x 480 pixels.
+    """The test accuracy of each class, in the order of their numbers, and below how many training samples it has. The
+    means of the groups of `runner.measure.group_accuracy` are said, and drawn where a group's classes stand together,
+    as those of a long tail do. A PNG of 900 x 480 pixels, or as the path's suffix says.
 
     accuracy (C,), nan where a class was not tested; counts (C,); names of the classes, or None for their numbers.
     """
-    order = np.argsort(-counts, kind="stable")
-    accuracy, counts, size = 100 * accuracy[order], counts[order], len(order)
+    accuracy, size = 100 * accuracy, len(accuracy)
     figure = _figure(9.0, 4.8, "Test accuracy of each class, last epoch")
     upper = Panel(figure, (0.08, 0.46, 0.9, 0.39), (-0.5, size - 0.5), (0, 100))
     upper.grid(None, range(0, 101, 20), "accuracy (%)")
@@ -74,19 +124,25 @@ def classes(accuracy: np.ndarray, counts: np.ndarray, names: list[str] | None, p
     for name, group in groups.items():
         if (group & ~np.isnan(accuracy)).any():
             mean, where = np.nanmean(accuracy[group]), np.flatnonzero(group)
-            upper.line([where[0] - 0.5, where[-1] + 0.5], [mean, mean], color=INK)
             said.append(f"{name}: {mean:.2f} %")
+            if where[-1] - where[0] + 1 > len(where):
+                continue
+            upper.line([where[0] - 0.5, where[-1] + 0.5], [mean, mean], color=INK)
             if where[0]:
                 upper.line([where[0] - 0.5] * 2, upper.y, color=QUIET, linestyle=":")
     upper.text(-0.5, 108, "mean by training samples:  " + ",  ".join(said), va="center")
     if size <= NAMED:
-        labels = [str(names[k] if names else k)[:14] for k in order]
-        turned = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > 4 else {"ha": "center"}
+        labels = [str(names[k] if names else k)[:14] for k in range(size)]
+        long = max(map(len, labels)) > 4
+        turned = {"rotation": 30, "ha": "right"} if long else {"ha": "center"}
         for i, label in enumerate(labels):
             lower.text(i, lower.y[0], label, below=5, va="top", fontsize=9, **turned)
     else:
-        lower.label_x("classes, from the most training samples to the fewest")
-    _save(figure, path)
+        long, places = False, range(0, size, 10 ** max(0, len(str(size)) - 2) * (1 if size < 200 else 2))
+        for i in places:
+            lower.text(i, lower.y[0], str(i), below=5, va="top", ha="center", fontsize=9)
+    lower.label_x("class", below=48 if long else 22)
+    write(figure, path)
 
 
 def wilson(rate: np.ndarray, n: np.ndarray, z: float = 1.96) -> np.ndarray:
@@ -113,10 +169,11 @@ class Panel:
         inches = figure.get_size_inches()
         self.point = 1 / (72 * inches[0] * wide), 1 / (72 * inches[1] * high)  # a 72nd of an inch, in x and in y
 
-    def line(self, x, y, marker=None, linestyle="-", color=INK) -> None:
+    def line(self, x, y, marker=None, linestyle="-", color=INK, hollow=False) -> None:
         from matplotlib.lines import Line2D
 
         style = {"linewidth": 1.6, "markersize": 5, "marker": marker, "linestyle": linestyle, "color": color}
+        style |= {"markerfacecolor": "white"} if hollow else {}
         self.figure.add_artist(Line2D(x, y, transform=self.transform, **style))
 
     def bars(self, left, right, bottom, top, color, alpha=1.0) -> None:
@@ -151,8 +208,8 @@ class Panel:
         middle = sum(self.y) / 2
         self.text(self.x[0], middle, label, left=36, rotation=90, ha="right", va="center")
 
-    def label_x(self, label: str) -> None:
-        self.text(sum(self.x) / 2, self.y[0], label, below=22, ha="center", va="top")
+    def label_x(self, label: str, below: float = 22) -> None:
+        self.text(sum(self.x) / 2, self.y[0], label, below=below, ha="center", va="top")
 
 
 def _log(counts: np.ndarray) -> np.ndarray:
@@ -176,7 +233,20 @@ def _figure(width: float, height: float, title: str):
     return figure
 
 
-def _save(figure, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", pil_kwargs={"compress_level": 1})
-    write_atomic(path, content.getvalue())
+def main(arguments: list[str] | None = None) -> None:
+    from runner.export import runs
+
+    parser = argparse.ArgumentParser(prog="python -m runner.pictures", description="Draw the pictures of runs again.")
+    parser.add_argument("folder", type=Path, help="outputs/NAME or outputs/NAME/ID")
+    parser.add_argument("--format", choices=FORMATS, default="png", help="default png")
+    parser.error = lambda message: parser.exit(2, f"{message}\n")
+    given = parser.parse_args(arguments)
+    try:
+        for folder in runs(given.folder):
+            print(f"{folder}: {', '.join(path.name for path in redraw(folder, given.format))}")
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
+
+
+if __name__ == "__main__":
+    main()

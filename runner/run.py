@@ -9,7 +9,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from runner import again, checkpoint, distributed, keyed, output, parts, provena
 from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
-from runner.dataset import Dataset
 from runner.dataset.loader import Loader
 from runner.dropout import Masks
 from runner.errors import defaults
@@ -159,7 +157,7 @@ class Job:
         result = _result(self.config, self.trainer, found)
         if quantized := report(self.trainer, self.transform, self.calibration):
             result["quantization"] = quantized
-        self.record.finish(result, _pictures(self.trainer.dataset, found))
+        self.record.finish(result, _pictures(result))
         return result
 
 
@@ -537,7 +535,8 @@ def _result(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         "precision": trainer.precision.name,
         "device": str(trainer.device),
         **lines,
-        "classes": {"names": data.names, **by_class} if found else None,
+        "classes": {"names": data.names, "samples": list(data.class_counts), **by_class} if found else None,
+        "reliability": _bins(found["last"]) if found else None,
         "data": data.record,
         "notices": trainer.notices,
         "made": {**(trainer.made or {}), "git": _git()},
@@ -550,18 +549,19 @@ def _git() -> dict | None:
     return git and {key: git[key] for key in ("commit", "dirty")}
 
 
-def _pictures(dataset: Dataset, found: dict[str, Final]) -> dict:
+def _pictures(result: dict) -> dict:
     """Name -> what draws it to a path."""
-    if not found:
+    if result["classes"] is None:  # and nothing to import
         return {}
     from runner import pictures
 
-    one, counts = found["last"], np.array(dataset.class_counts)
-    drawn = {"classes.png": partial(pictures.classes, one.by_class.numpy(), counts, dataset.names)}
-    bins, scaled = (None if part is None else part.numpy() for part in (one.bins, one.scaled))
-    if bins is not None or scaled is not None:
-        drawn["reliability.png"] = partial(pictures.reliability, bins, scaled, one.measures.get("temperature"))
-    return drawn
+    return pictures.of(result)
+
+
+def _bins(last: Final) -> dict | None:
+    """As of `runner.measure.binned`, as trained and after temperature scaling; each null where there is none."""
+    kept = {"bins": last.bins, "scaled": last.scaled}
+    return {name: None if part is None else part.tolist() for name, part in kept.items()}
 
 
 SUMMARY = [f"test_{key}" for key in ("accuracy", "exact", "map", "nll", "ece", "mae", "rmse")]

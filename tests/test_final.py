@@ -169,12 +169,16 @@ def test_reliability_shows_what_is_there(tmp_path):
     assert one["test"] > 30 and one["train"] == 0
     bins[:, 7] = 10, 5, 0
     pictures.reliability(bins, None, None, path)
-    assert colours(path)["test"] > one["test"] + 100  # a line between two points
+    joined = colours(path)["test"]
+    assert joined > one["test"] + 100  # a line between two points
+    bins[:, 7] = 1, 0.5, 0
+    pictures.reliability(bins, None, None, path)
+    assert colours(path)["test"] < joined - 100  # one sample is a point, and no part of a line
     pictures.reliability(bins, bins, 1.0, path)
     assert colours(path)["train"] > 150
 
 
-def test_classes_are_ordered_by_their_samples(tmp_path):
+def test_classes_stand_in_their_order(tmp_path):
     from PIL import Image
 
     def blue(accuracy, counts):
@@ -184,9 +188,8 @@ def test_classes_are_ordered_by_their_samples(tmp_path):
         bars = pixels[:, :, 2] - pixels[:, :, 0] > 80
         return bars[:, :477].sum(), bars[:, 477:].sum()
 
-    left, right = blue([0.0, 1.0], [10, 1000])
-    assert left > 10_000 and right == 0
-    left, right = blue([0.0, 1.0], [1000, 10])
-    assert right > 10_000 and left == 0
+    for counts in ([10, 1000], [1000, 10]):
+        left, right = blue([0.0, 1.0], counts)
+        assert right > 10_000 and left == 0
     assert blue([float("nan"), float("nan")], [0, 0]) == (0, 0)
     assert sum(blue(np.full(1000, 0.5), np.arange(1000))) > 50_000

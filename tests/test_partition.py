@@ -407,7 +407,8 @@ def test_what_is_saved(kind, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["partition.npz", "partition.png"]
     saved = np.load(tmp_path / "partition.npz")
     assert np.array_equal(saved["owner"], p.owner)
-    facts = {name: saved[name].item() for name in saved.files if name != "owner"}
+    assert np.array_equal(saved["counts"], table(p, Y, CLASSES))
+    facts = {name: saved[name].item() for name in saved.files if name not in ("owner", "counts")}
     read = {"dirichlet": {"alpha": 0.5, "minimum": 2}, "labels": {"labels": 1}, "iid": {}}
     assert facts == {"kind": kind, "clients": 3, "seed": 12} | read[kind]
 

@@ -52,14 +52,20 @@ class Partition:
         return np.bincount(self.owner[self.owner >= 0], minlength=self.clients)
 
     def save(self, folder: Path, y: np.ndarray, classes: int | None) -> None:
-        """Writes `partition.npz` (kind, owner, clients and the settings) and the picture `partition.png`, atomically.
+        """Writes `partition.npz` (kind, owner, clients, the settings and, of class labels, `counts`: (classes, clients)
+        samples) and the picture `partition.png`, atomically.
 
         y, classes : as `make` takes them; the picture shows sizes alone where they are no class labels.
         """
-        content = io.BytesIO()
-        np.savez_compressed(content, kind=self.kind, owner=self.owner, clients=self.clients, **self.settings)
+        content, counts = io.BytesIO(), {}
+        if labelled(y, classes):
+            had = self.owner >= 0
+            cells = np.ravel_multi_index((y[had], self.owner[had]), (classes, self.clients))
+            counts = {"counts": np.bincount(cells, minlength=classes * self.clients).reshape(classes, self.clients)}
+        facts = {"kind": self.kind, "owner": self.owner, "clients": self.clients, **self.settings, **counts}
+        np.savez_compressed(content, **facts)
         write_atomic(folder / "partition.npz", content.getvalue())
-        picture(self, y if labelled(y, classes) else None, classes, folder / "partition.png")
+        picture(self, counts.get("counts"), folder / "partition.png")
 
 
 def make(
@@ -330,11 +336,21 @@ def feature_noise(x: Tensor, client_level: Tensor, scale: Tensor, seed: int, ind
 INK, GRID = "#333333", "#e6e6e6"
 
 
-def picture(partition: Partition, y: np.ndarray | None, classes: int | None, path: Path) -> None:
-    """Samples of every client, as bars, over samples of every class at every client, as a heat map; a PNG.
+def saved(folder: Path) -> tuple[Partition, np.ndarray | None]:
+    """What `Partition.save` wrote: the partition and its counts."""
+    with np.load(folder / "partition.npz") as file:
+        facts = {name: file[name] for name in file.files}
+    owner, counts = facts.pop("owner"), facts.pop("counts", None)
+    kind, clients = facts.pop("kind").item(), facts.pop("clients").item()
+    return Partition(kind, owner, clients, {name: value.item() for name, value in facts.items()}), counts
 
-    y : (N,) class ids, or None: bars alone. Colours go with the square root of the count, so that a class's few samples
-    are seen beside its thousands; where there is room the counts are printed.
+
+def picture(partition: Partition, counts: np.ndarray | None, path: Path) -> None:
+    """Samples of every client, as bars, over samples of every class at every client, as a heat map; a PNG, or as the
+    path's suffix says.
+
+    counts : (classes, clients), or None: bars alone. Colours go with the square root of the count, so that a class's
+    few samples are seen beside its thousands; where there is room the counts are printed.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -342,9 +358,12 @@ def picture(partition: Partition, y: np.ndarray | None, classes: int | None, pat
     from matplotlib.figure import Figure  # as runner.curves: not pyplot
     from matplotlib.ticker import MaxNLocator
 
+    from runner.curves import write
+
     clients, sizes = partition.clients, partition.sizes
     width = float(np.clip(0.52 * clients, 4.2, 9))
-    height = 0 if y is None else float(np.clip(0.27 * classes, 0.7, 5))
+    classes = 0 if counts is None else len(counts)
+    height = 0 if counts is None else float(np.clip(0.27 * classes, 0.7, 5))
     left, right, bottom, gap, bars, top = 0.75, 0.95, 0.55, 0.12, 1.1, 0.45  # inches
     total = bottom + height + (gap if height else 0) + bars + top
     figure = Figure(figsize=(left + width + right, total), dpi=150, facecolor="white")
@@ -366,10 +385,7 @@ def picture(partition: Partition, y: np.ndarray | None, classes: int | None, pat
     upper.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     upper.yaxis.set_major_formatter("{x:,.0f}")
     drawn = [upper]
-    if y is not None:
-        had = partition.owner >= 0
-        cells = np.ravel_multi_index((y[had], partition.owner[had]), (classes, clients))
-        counts = np.bincount(cells, minlength=classes * clients).reshape(classes, clients)
+    if counts is not None:
         lower = place(left, bottom, width, height)
         colours = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1, 256)))
         norm = PowerNorm(0.5, vmin=0, vmax=counts.max())
@@ -401,6 +417,4 @@ def picture(partition: Partition, y: np.ndarray | None, classes: int | None, pat
     title = ", ".join([partition.kind, *shown])
     title += f": {clients} client{'s' * (clients > 1)}, {sizes.sum():,} of {len(partition.owner):,} samples"
     upper.set_title(title, loc="left", fontsize=10, color=INK)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_atomic(path, content.getvalue())
+    write(figure, path)

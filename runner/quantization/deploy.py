@@ -1,7 +1,6 @@
 """What is deployed: weights as packed integers in one file, read back, measured and compared with what was trained."""
 
 import copy
-import io
 import logging
 import math
 from pathlib import Path
@@ -15,7 +14,6 @@ from runner.batch import Batch
 from runner.quantization import Transform
 from runner.quantization.fake import FULL, QUANTIZED, Codes
 from runner.quantization.littlebit import Parts
-from runner.record import write_atomic
 
 FILE = "quantized.pt"
 PICTURE = "quantization.png"
@@ -411,11 +409,12 @@ def _errors(full: nn.Module, model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def draw(table: list[dict], path: Path) -> None:
-    """Bits and error of every layer as a picture."""
+    """Bits and error of every layer as a picture, a PNG or as the path's suffix says."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
-    from runner.curves import COLOURS, GRID, INK
+    from runner.curves import COLOURS, FRAME, GRID, INK, write
 
     names = [row["name"] for row in table]
     figure = Figure(figsize=(12, 1.2 + 0.28 * max(len(names), 6)), dpi=100, facecolor="white", layout="constrained")
@@ -429,19 +428,23 @@ def draw(table: list[dict], path: Path) -> None:
         if axes is left:
             axes.barh(range(len(names)), values, color=colour, height=0.7)
         else:  # points, as a bar's length means nothing on a logarithmic axis
-            axes.plot(values, range(len(names)), "o", color=colour)
+            axes.plot(values, range(len(names)), "o", color=colour, clip_on=False)
         axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.tick_params(colors=INK, length=0)
         axes.spines[["top", "right"]].set_visible(False)
-    if any(error == error for error in errors):
+        axes.spines[["left", "bottom"]].set_color(FRAME)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    measured = [math.log10(error) for error in errors if error == error]
+    if measured:  # whole powers of ten at both ends, and numbers at these alone
         right.set_xscale("log")
+        low, high = math.floor(min(measured)), math.ceil(max(measured))
+        right.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
+        right.xaxis.set_minor_locator(NullLocator())
     else:
         right.set_xticks([])
         right.text(0.5, 0.5, "not measured", transform=right.transAxes, ha="center", va="center", color="#999999")
     left.set_yticks(range(len(names)), names, fontsize=8)
     left.invert_yaxis()
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_atomic(path, content.getvalue())
+    write(figure, path)

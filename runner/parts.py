@@ -19,6 +19,11 @@ def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) 
     epochs : the training samples that are visited in turn, how many steps they are visited for, and whose they are; see
     `runner.federated.Federated.epochs`. Of two samples there are statistics, whatever they are taken over.
     """
+    m, size = run.sharpness.m, run.loader.batch_size
+    if m is not None and m >= size and distributed.world == 1:
+        run.notices.append(
+            f"sharpness.m={m}: no batch has more than {size} samples, one perturbation is for all of them"
+        )
     found = (of for own in epochs for of in batches(run, *own))
     size, why, instead = min((part for of in found for part in cut(run, *of)), key=lambda part: part[0])
     if size == 1 and (fault := refusal(run, example)):

@@ -188,13 +188,12 @@ class Coloured(ColoredMnist):
 
 
 class Parquet(Hub):
-    """MNIST's files, made up."""
+    """MNIST without its files."""
 
-    def _cached(self):
+    def load(self):
         x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (300, 1, 8, 8), dtype=np.uint8))
-        split = Split(x, torch.arange(300) % 10)
-        meta = {"classes": 10, "names": None, "fingerprint": "", "statistics": [[100.0], [70.0]]}
-        return split, split, meta
+        self.classes, self.shape, self.mean, self.std = 10, (1, 8, 8), torch.tensor([100.0]), torch.tensor([70.0])
+        return Split(x, torch.arange(300) % 10), Split(x, torch.arange(300) % 10)
 
 
 HERE = {  # one of each class of data set, with data that need no network
@@ -320,3 +319,35 @@ def test_the_smooth_term_of_no_room_is_zero_with_a_finite_gradient():
     expected.hooks = Hooks({})
     expected.gradient(batch, note=False)
     torch.testing.assert_close(run.weights.grad, expected.weights.grad, rtol=0, atol=1e-12)
+
+
+# ---- what a run says of it
+
+
+def test_a_regression_with_a_range_has_no_smooth_term():
+    words = ["dataset=diabetes", "loss=conr", f"dataset._target_={__name__}.Unit", "hook=smooth_adversarial"]
+    with pytest.raises(
+        ConfigError, match="^hook: smooth_adversarial compares scores of classes, and this data set is a"
+    ):
+        trainer(*words)
+    assert torch.isfinite(trainer(*words[:3], "hook=fgsm").step(next(trainer(*words[:3]).loader.epoch(0))))
+
+
+def test_an_epsilon_that_the_steps_cannot_reach_is_said():
+    """FGSM moves by its step, whatever the larger epsilon."""
+    run, other = (trainer(*SMALL, "hook=fgsm", "hook.fgsm.step=0.1", f"hook.fgsm.epsilon={e}") for e in (0.3, 0.2))
+    batch = next(run.loader.epoch(0))
+    assert torch.equal(run.hooks.batch(run, batch).x, other.hooks.batch(other, batch).x)
+    said = [[line for line in own.notices if "epsilon" in line] for own in (run, other)]
+    assert [len(lines) for lines in said] == [1, 1] and "at most 0.1 of the range" in said[0][0]
+    assert not [
+        line for hook in ("fgsm", "pgd") for line in trainer(*SMALL, f"hook={hook}").notices if "epsilon" in line
+    ]
+
+
+def test_what_remembers_samples_beside_both_halves_is_said():
+    words = ["loss=elr", "hook=[saf,fgsm]", "hook.saf.start=0", "hook.saf.lag=1"]
+    (line,) = (line for line in trainer(*SMALL, *words).notices if "twice" in line)
+    assert "what ELR and hook=saf remembers" in line
+    quiet = trainer(*SMALL, *words, "hook.fgsm.clean=null"), trainer(*SMALL, "hook=fgsm")
+    assert not [line for run in quiet for line in run.notices if "twice" in line]

@@ -140,3 +140,19 @@ def test_an_optimizer_that_calls_the_closure_often_is_observed_once(monkeypatch)
     assert second < first
     assert len(seen) == 2
     assert run.samples == 2 * len(batch)
+
+
+def test_hooks_on_logits_say_what_they_are_to_a_regression():
+    words = ["dataset=diabetes", "loss=conr", "hook=[saf,mesa,logit_z]", "train.epochs=40"]
+    said = [line for line in trainer(*words).notices if "regression" in line]
+    assert [line.split()[0] for line in said] == ["hook=saf", "hook=mesa", "hook=logit_z"]
+    assert all("it changes nothing" in line for line in said[:2])
+    assert not [line for line in trainer(*SMALL, *words[2:]).notices if "regression" in line]
+
+
+def test_an_m_that_cuts_no_batch_is_said():
+    own = [trainer(*SMALL, "optim=sam", f"sharpness.m={m}").notices for m in (31, 32)]
+    assert [[line for line in lines if "sharpness.m" in line] for lines in own] == [
+        [],
+        ["sharpness.m=32: no batch has more than 32 samples, one perturbation is for all of them"],
+    ]

@@ -9,6 +9,8 @@ from torch import Tensor
 from runner import keyed
 from runner.batch import Batch
 from runner.hook import Hook
+from runner.loss import Loss
+from runner.risk import Risk
 from runner.schema import Count, NonNegative, OpenFraction, Positive
 
 
@@ -25,11 +27,12 @@ class Adversarial(Hook):
     0.25 for MNIST and 8/255 for CIFAR are those of the two papers. The data set declares its range.
 
     The attack is on the run's own loss at w, without risk and penalties, in training mode as in the authors' PGD code;
-    running statistics do not see it, and its dropout mask is that of the pass to come. It is made once a step: every
-    pass of a sharpness method sees the same inputs. Its random starts are keyed by epoch and sample. With clean the
-    batch has both halves, each sample twice, weighted by 2 * clean and 2 * (1 - clean), which the mean as the
-    risk makes the mixture; memories of a loss then see both. Training loss and accuracy are those of these inputs,
-    evaluation is on clean ones.
+    running statistics do not see it, and its dropout mask is that of the pass to come where that has the same samples
+    (without clean and train.accumulate). It is made once a step: every pass of a sharpness method sees the same inputs.
+    Its random starts are keyed by epoch and sample. With clean the batch has both halves, each sample twice, weighted
+    by 2 * clean and 2 * (1 - clean), which the mean as the risk makes the mixture. What remembers samples then sees
+    both, and one of them stays: a run says so. Training loss and accuracy are those of these inputs, evaluation is on
+    clean ones.
 
     Parameters
     ----------
@@ -58,6 +61,22 @@ class Adversarial(Hook):
     ):
         self.epsilon, self.step_size, self.steps, self.random, self.clean = epsilon, step, steps, random, clean
         self.bounds = declared(bounds)
+
+    def start(self, run) -> None:
+        reach = self.steps * self.step_size
+        if not self.random and reach < self.epsilon:
+            run.notices.append(
+                f"the moves of adversarial inputs are at most {reach:g} of the range (steps={self.steps} of "
+                f"step={self.step_size:g}), so that epsilon={self.epsilon:g} changes nothing"
+            )
+        parts = {type(run.loss).__name__: (run.loss, Loss), type(run.risk).__name__: (run.risk, Risk)}
+        parts |= {f"hook={name}": (hook, Hook) for name, hook in run.hooks.named.items()}
+        keep = [name for name, (part, base) in parts.items() if type(part).observe is not base.observe]
+        if self.clean is not None and keep:
+            run.notices.append(
+                f"a batch has every sample twice, as it is and moved: what {' and '.join(keep)} remembers of a sample "
+                "is of either"
+            )
 
     def batch(self, run, batch: Batch) -> Batch:
         parts = batch.split(ceil(len(batch) / run.train.accumulate))

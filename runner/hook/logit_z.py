@@ -27,5 +27,9 @@ class LogitZ(Hook):
     def __init__(self, coefficient: NonNegative = 1e-4):
         self.coefficient = coefficient
 
+    def start(self, run) -> None:
+        if run.dataset.task == "regression":
+            run.notices.append("hook=logit_z draws the outputs of a regression to zero: they are no logits")
+
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         return self.coefficient * wide(out.logits).logsumexp(-1).square().mean()

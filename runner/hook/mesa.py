@@ -8,7 +8,7 @@ from torch import Tensor
 from runner.batch import Batch, Output
 from runner.hook import Hook
 from runner.hook.ema import EMA
-from runner.hook.saf import recorded, trajectory
+from runner.hook.saf import no_logits, recorded, trajectory
 from runner.reach import Begin
 from runner.schema import Natural, NonNegative, OpenFraction, Positive
 
@@ -61,6 +61,7 @@ class MESA(EMA):
     def start(self, run) -> None:
         super().start(run)
         self.past = torch.full(self.shape, torch.inf, dtype=run.weights.data.dtype, device=run.device)
+        run.notices += no_logits(run, "mesa")
 
     @torch.no_grad()
     def batch(self, run, batch: Batch) -> Batch:

@@ -28,6 +28,14 @@ def recorded(memory: Tensor, out: Output, batch: Batch) -> Tensor:
     return memory[batch.index]
 
 
+def no_logits(run, name: str) -> list[str]:
+    """A line where the outputs are no logits: softmaxes of them are compared all the same."""
+    if run.dataset.task != "regression":
+        return []
+    none = ", and of one output they are always equal: it changes nothing" if run.dataset.classes == 1 else ""
+    return [f"hook={name} compares softmaxes of the outputs, which are no logits in a regression{none}"]
+
+
 class SAF(Hook):
     """Stay near the outputs of some epochs ago, so that the loss has no sudden drops (Du et al., NeurIPS 2022,
     arXiv:2205.14083): a stand-in for sharpness at the price of a gather.
@@ -77,6 +85,7 @@ class SAF(Hook):
 
     def start(self, run) -> None:
         self.memory = torch.full(self.shape, torch.inf, dtype=run.weights.data.dtype, device=run.device)
+        run.notices += no_logits(run, "saf")
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         epoch = run.count // run.steps_per_epoch

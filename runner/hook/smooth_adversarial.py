@@ -25,7 +25,7 @@ class SmoothAdversarial(Hook):
     Not settled: the text of the paper beyond its abstract could not be read. The term is that of public summaries and
     of the theory (a penalty on the change of score differences); the paper scales scores by a margin 1 / rho in its
     first part, which is loss=comp_sum of unscaled scores here, and its values of nu, steps and step size are unknown.
-    A soft target q gives the expected norm sum_c q_c ||D||, as losses do.
+    A soft target q gives the expected norm sum_c q_c ||D||, as losses do, and several labels the sum of theirs.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class SmoothAdversarial(Hook):
     Raises
     ------
     ValueError
-        The data set has no range.
+        The data set has no range, or is a regression, which has no scores of classes.
     """
 
     def __init__(
@@ -51,6 +51,10 @@ class SmoothAdversarial(Hook):
     ):
         self.nu, self.epsilon, self.step_size, self.steps = nu, epsilon, step, steps
         self.bounds = declared(bounds)
+
+    def start(self, run) -> None:
+        if run.dataset.task == "regression":
+            raise ValueError("smooth_adversarial compares scores of classes, and this data set is a regression")
 
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         here = wide(out.logits)

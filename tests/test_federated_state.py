@@ -385,3 +385,47 @@ def test_clients_side_by_side_are_in_the_same_epoch_where_hooks_may_ask():
     for part in clients.chunks(list(range(6)), 6):
         assert len({clients.per_epoch[client] for client in part}) == 1
     assert len(set(clients.per_epoch)) > 1
+
+
+class Counting(torch.optim.SGD):
+    """An optimizer that counts in its group, and in a number of its own makes the first step twice as long."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.param_groups[0]["step"] = 0
+
+    def step(self, closure=None):
+        group = self.param_groups[0]
+        group["lr"] *= 2 if group["step"] == 0 else 1
+        group["step"] += 1
+        return super().step(closure)
+
+
+def test_what_an_optimizer_counts_beside_its_state_is_fresh_too():
+    """By all clients alike: each of two with the same samples goes as far."""
+    words = [*SKEWED, "federated=fedavg", "federated.chunk=1", "~optim.momentum", "~optim.weight_decay"]
+    words += ["~optim.nesterov", "~optim.dampening"]
+    run, algorithm = federation(*words, f"optim._target_={__name__}.Counting")
+    clients = algorithm.clients
+    clients.rows[4] = clients.rows[1]
+    for own in (clients.kept, clients.steps, clients.per_epoch):
+        own[4] = own[1]
+    ends = [clients.alone(k, 0, algorithm.weights.data, algorithm.buffers).delta for k in (1, 4)]
+    assert torch.equal(*ends) and run.optimizer.param_groups[0]["step"] == clients.steps[1]
+
+
+def test_bounds_of_a_range_stay_together():
+    """Two clients of equal size whose zero points are 7 and 8: both bounds are rounded up from a half."""
+    words = ["federated=fedavg", "federated.clients=2", "federated.rounds=1", "quantization=lsq", "dataset.val=0"]
+    words += ["quantization.affine=true", "quantization.range=minmax", "quantization.bits=4"]
+    run, algorithm = federation(*DATA, *words)
+    layer = next(module for module in run.model.modules() if isinstance(module, Quantized)).quantize_w
+    places = [id(buffer) for buffer in algorithm.clients.buffers]
+    low, high = places.index(id(layer.low)), places.index(id(layer.high))
+    ones = torch.ones(2, dtype=torch.float64)
+    buffers = [buffer.unsqueeze(0).repeat(2, *[1] * buffer.dim()) for buffer in algorithm.buffers]
+    buffers[low], buffers[high] = torch.tensor([-7, -8]), torch.tensor([8, 7])
+    algorithm.begin_round()
+    algorithm.collect(Updates([0, 1], ones, ones, ones, torch.zeros(2, len(algorithm.weights)).double(), buffers))
+    algorithm._serve(run)
+    assert [int(algorithm.buffers[place]) for place in (low, high)] == [-7, 8]

@@ -9,6 +9,7 @@ import torch
 
 from runner.build import ConfigError
 from runner.dropout import Masks
+from runner.quantization import deploy
 from runner.quantization.adapt import FixedPoint, divergence, fixed, lowered, raised
 from tests.reference import quantization_adapt as plain
 from tests.test_quantization import DEEP, quantized
@@ -156,3 +157,18 @@ def test_settings_that_contradict_each_other():
     ):
         with pytest.raises(ConfigError, match=message):
             trainer(*SMALL, "quantization=adapt", *words)
+
+
+@pytest.mark.parametrize("word, fraction", [(9, 4), (25, 20), (32, 24), (32, 30)])
+def test_long_words_are_stored_and_read_back(word, fraction):
+    """More bits than a float of 32 bits has: the integers are exact, and so is the weight."""
+    words = [f"quantization.word={word}", f"quantization.fraction={fraction}"]
+    run = trainer(*SMALL, "quantization=adapt", *words)
+    for layer in quantized(run.model).values():
+        content, codes = deploy.Content(), layer.codes()
+        back = deploy._get_codes(content, deploy._put_codes(content, codes))
+        used = layer.quantize_w.eval()(layer.weight)[0].detach()
+        levels, step = deploy.Stored(back)(None)
+        assert torch.equal(back.values, codes.values.to(back.values.dtype)) and used.any()
+        for found in (codes.decode(), back.decode(), levels * step):
+            assert torch.equal(found, used)

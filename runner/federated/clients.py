@@ -16,12 +16,13 @@ from runner import checkpoint, keyed, padding
 from runner.batch import Batch
 from runner.diagnose import NonFinite
 from runner.dropout import Dropout
+from runner.federated.crew import Crew
 from runner.federated.partition import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.parts import refusal
 from runner.record import Stopped
-from runner.replicas import Replicas, Unpackable, refuse, tolerance, twin
+from runner.replicas import Unpackable, refuse, tolerance
 from runner.risk import Risk
 from runner.trainer import Trainer
 
@@ -106,6 +107,7 @@ class Clients:
         counting = {n: h for n, h in self.user.items() if type(h).state_dict is not Hook.state_dict}
         self.fresh = {n: copy.deepcopy(h.state_dict()) for n, h in counting.items() if n not in self.shared}
         self.states: dict[int, dict[str, dict]] = {}  # of a client's hooks, by name, after its last round
+        self.optimizer = copy.deepcopy(run.optimizer.state_dict())  # fresh
         self.seed_of_one = run.masks.seeds[0]
         self._ranks: dict[int, Tensor] = {}
 
@@ -178,7 +180,7 @@ class Clients:
         put_back = self._undoing()
         run.weights.copy_(start)
         self._begin_hooks(client, buffers)
-        run.optimizer.state.clear()
+        run.optimizer.load_state_dict(self.optimizer)  # also of what it counts beside its state
         run.masks.seeds = [keyed.of_client(self.seed_of_one, client)]
         run.count, run.steps, run.steps_per_epoch = round_ * steps, self.rounds * steps, self.per_epoch[client]
         sums, rate, taken = (run.loss_sum.clone(), run.correct.clone(), run.samples), 0.0, 0
@@ -307,7 +309,7 @@ class Clients:
             parts += [same[len(same) * i // count : len(same) * (i + 1) // count] for i in range(count)]
         return parts
 
-    def together(self, crew: "Crew", clients: list[int], round_: int, start: Tensor, buffers, limit=None) -> Updates:
+    def together(self, crew: Crew, clients: list[int], round_: int, start: Tensor, buffers, limit=None) -> Updates:
         """Local training of at most as many clients as the crew has rows; see `alone`. A client whose loss or weights
         are not finite is left out of the answer: rows do not touch each other."""
         rows = [*clients, *[clients[-1]] * (len(crew.members) - len(clients))]  # rows too many repeat the last client
@@ -468,46 +470,3 @@ class Clients:
             run.loss_sum.copy_(kept[0]), run.correct.copy_(kept[1])
             run.samples = kept[2]
             checkpoint.restore_random_states(kept[3])
-
-
-class Crew(Replicas):
-    """K rows on which clients are trained side by side; see `Clients.together`."""
-
-    def __init__(self, clients: Clients, count: int):
-        run = clients.run
-        super().__init__([twin(run, clients.hooks) for _ in range(count)], loader=run.loader)
-        self.rest = [self.values[name] for name, _ in self.parts.named_buffers()]  # nothing here remembers samples
-
-    def begin(self, start: Tensor, buffers: list[Tensor]) -> None:
-        self.weights.data.copy_(start)
-        for own, value in zip(self.rest, buffers, strict=True):
-            own.copy_(value)
-        self.optimizer.state.clear()
-        self.loss_sum.zero_(), self.correct.zero_()
-        self.seen = np.zeros(len(self.members), dtype=int)
-        self.well = torch.ones(len(self.members), dtype=torch.bool, device=self.device)
-        self.model.train()
-
-    def advance(self, batch: Batch, factors: np.ndarray, real: np.ndarray) -> None:
-        """One step. factors : of every client's learning rate. real : samples that count, 0 for a client at its end."""
-        self.factor = factors[0].item() if (factors == factors[0]).all() else torch.from_numpy(factors).to(self.device)
-        self.real = real
-        self.step(batch)
-
-    def set_lr(self) -> None:
-        self.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * self.factor
-
-    def look(self, batch: Batch | None = None) -> None:
-        self.recent.clear()
-
-    def take(self, first, batch: Batch, samples: int) -> None:
-        real = torch.from_numpy(self.real).to(self.device)
-        self.seen += self.real
-        self.well &= torch.isfinite(first.loss) | (real == 0)
-        self.loss_sum += torch.where(real > 0, first.loss * real, 0.0)
-        if self.dataset.task == "classes":
-            target = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
-            right = first.out.logits.argmax(-1) == target
-            if batch.mask is not None:
-                right &= batch.mask
-            self.correct += right.sum(-1) * (real > 0)

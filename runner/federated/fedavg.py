@@ -354,7 +354,8 @@ class FedAvg(Federated):
         self.weights.grad = None
         for own, average in zip(self.buffers, self.averages, strict=True):
             value = average / total
-            own.copy_(value if own.is_floating_point() else value.round())
+            # whole numbers half up: of a range's two bounds a half would else go apart
+            own.copy_(value if own.is_floating_point() else (value + 0.5).floor())
         self.end_round()
         return {"update_norm": math.sqrt(size), "divergence": math.sqrt(spread / size) if size else None}
 

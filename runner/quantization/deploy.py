@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from runner import checkpoint, distributed
 from runner.batch import Batch
 from runner.quantization import Transform
-from runner.quantization.fake import FULL, QUANTIZED, Codes
+from runner.quantization.fake import FULL, QUANTIZED, Codes, steps
 from runner.quantization.littlebit import Parts
 
 FILE = "quantized.pt"
@@ -55,7 +55,7 @@ class Stored(nn.Module):
 
     def forward(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
         unit = 2.0**-self.bits  # as in runner.quantization.fake: the sums are the same bit for bit
-        return (self.values.to(self.scale.dtype) - self.zero) * unit, self.scale / unit
+        return steps(self.values, self.zero, self.scale.dtype) * unit, self.scale / unit
 
     def codes(self, w: Tensor | None = None) -> Codes:
         return Codes(self.values, self.scale, self.zero, self.bits)
@@ -84,10 +84,10 @@ def pack(values: Tensor, bits: int) -> bytes:
 
 
 def unpack(content: bytes, bits: int, count: int) -> Tensor:
-    """What `pack` has packed: (count,), uint8, or int32 where there are more than 8 bits."""
+    """What `pack` has packed: (count,), uint8, or int64 where there are more than 8 bits."""
     ones = np.unpackbits(np.frombuffer(content, np.uint8), count=count * bits, bitorder="little")
     values = (ones.reshape(count, bits).astype(np.int64) << np.arange(bits)).sum(1)
-    return torch.from_numpy(values).to(torch.uint8 if bits <= 8 else torch.int32)
+    return torch.from_numpy(values).to(torch.uint8 if bits <= 8 else torch.int64)
 
 
 class Content:

@@ -49,7 +49,15 @@ class Codes:
     bits: int
 
     def decode(self) -> Tensor:
-        return (self.values.to(self.scale.dtype) - self.zero) * self.scale
+        return steps(self.values, self.zero, self.scale.dtype) * self.scale
+
+
+def steps(values: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """values - zero, which is exact: words of 32 bits are more than a float of 32 bits can hold, their distances from
+    zero are what such floats were rounded to."""
+    if values.dtype == torch.uint8:
+        return values.to(dtype) - zero
+    return (values.double() - zero.double()).to(dtype)
 
 
 class Levels(torch.autograd.Function):

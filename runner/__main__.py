@@ -80,10 +80,9 @@ def _main(argv: list[str] | None) -> int:
         print(__version__)
         return 0
     experiment_ = any(word.lstrip("+").startswith("experiment=") for word in given)
-    given = spelled(given, folders, sweep=experiment_ or bool({"-m", "--multirun"} & set(flags)))
-    argv = [*flags, *given]
+    spelt = spelled(given, folders, sweep=experiment_ or bool({"-m", "--multirun"} & set(flags)))
     try:
-        for word in given if not {"--hydra-help", "--shell-completion", "-sc"} & set(flags) else []:
+        for word in spelt if not {"--hydra-help", "--shell-completion", "-sc"} & set(flags) else []:
             seeds = experiment_ and word.startswith("seed=")
             words.parse(word, sweep=bool({"-m", "--multirun"} & set(flags)) or seeds)
     except ConfigError as error:
@@ -91,7 +90,8 @@ def _main(argv: list[str] | None) -> int:
     if experiment_:
         from runner.sweep import experiment
 
-        return experiment.main(argv, folders)
+        return experiment.main([*flags, *given], folders)
+    argv = [*flags, *spelt]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         from runner import distributed
 

@@ -468,6 +468,21 @@ def test_mistakes_in_the_command_are_one_line(call, tmp_path, words, expected):
     assert not (tmp_path / "out").exists()
 
 
+def test_paths_and_mappings_are_taken_as_typed(call, edited, tmp_path):
+    """In the command and in the file, whose rows' mappings take the place of what is there."""
+
+    def change(node):
+        node["recipe"] = ["dataset=cifar10", "dataset.asymmetric={1: 0}", "model=timm", "model.args.drop_rate=0.5"]
+
+    stand = Stand()
+    status, out, err = call(f"outputs_dir={tmp_path}/it's b=c/ü", mine=edited(change), run=stand)
+    assert (status, err) == (0, "") and len(stand.calls) == 9
+    assert (tmp_path / "it's b=c" / "ü" / "example_digits" / "experiment.csv").exists()
+    made = experiment.Plan(["+experiment=example/digits", "dataset.asymmetric={2: 3}"], [edited(change), conf_dir()])
+    config = made.asked[0].config
+    assert config["dataset"]["asymmetric"] == {2: 3} and config["model"]["args"] == {"drop_rate": 0.5}
+
+
 def test_an_experiment_that_is_none(call, capsys, tmp_path):
     status, _, err = call(name="example/digit")
     assert status == 2

@@ -59,6 +59,7 @@ from runner.config import APART, APART_TRAIN, Sweep, identity, refuse_idle
 from runner.listing import title
 from runner.record import sessions
 from runner.schema import Count, Natural, NonNegative
+from runner.spelling import spelled
 from runner.sweep import table
 from runner.sweep.cells import Cell, Composer, anew, counted, distinct, done, stale, warn
 from runner.sweep.report import Block, Panel, Report, draw, save
@@ -347,7 +348,8 @@ class Plan:
         for row, arm in made.rows.items():
             for column, measured in made.columns.items():
                 words = [*made.recipe, *measured.overrides, *arm.overrides, f"name={made.name}", *typed]
-                words = [*{key_of(word): word for word in words}.values()]  # of two for one key, the later
+                words = {key_of(word): word for word in words}.values()  # of two for one key, the later
+                words = spelled(words, self.folders, sweep=False)
                 try:
                     for word in words:
                         if compose.parse(word).is_sweep_override():

@@ -52,7 +52,9 @@ def settings():
 
 
 def batch(weight=None):
-    return Batch(torch.zeros(B, 1), torch.zeros(B, dtype=torch.int64), torch.arange(B), weight=weight)
+    return Batch(
+        torch.arange(1.0, B + 1)[:, None], torch.arange(B) % 3, torch.tensor([3, 11, 0, 19, 6, 5, 2]), weight=weight
+    )
 
 
 def draw(*shape, dtype=torch.float64, seed=0):
@@ -221,6 +223,55 @@ def test_state_of_a_risk_follows_the_steps_that_were_made():
     run.precision.scale.value = 2.0
     assert run.step(next(run.loader.epoch(0))) is not None
     assert run.risk.m.item() > 0
+
+
+# ---- what has no effect
+
+MICRO = ["train.batch_size=4", "train.accumulate=4"]
+SILENT = {  # words of a run, and what it says; its risk is the mean then
+    "top_k of all": (["risk=top_k", "risk.fraction=0.99"], "k is all 32 samples"),
+    "top_k of one": (["risk=top_k", *MICRO], "a forward pass sees one sample"),
+    "top_k of m": (["risk=top_k", "risk.fraction=0.9", "optim=sam", "sharpness.m=2"], "k is all 2 samples"),
+    "spectral": (["risk=spectral", "risk.parameter=1"], "weighs all alike"),
+    "superquantile": (["risk=spectral", "risk.spectrum=superquantile", "risk.parameter=0"], "weighs all alike"),
+    "spectral of one": (["risk=spectral", *MICRO], "a forward pass sees one sample"),
+    "dynamic_reweight": (["risk=dynamic_reweight", *MICRO], "a forward pass sees one sample"),
+    "cvar": (["risk=cvar", "risk.beta=0"], "this is the mean"),
+}
+SILENT |= {
+    f"{risk} of a batch's loss": ([f"risk={risk}", "dataset=diabetes", "loss=cs_ib"], "one value for a whole batch")
+    for risk in ("top_k", "spectral", "dynamic_reweight")
+}
+
+
+@pytest.mark.parametrize(("words", "said"), SILENT.values(), ids=SILENT)
+def test_a_risk_that_is_the_mean_says_so(words, said):
+    run = trainer(*SMALL, *words)
+    assert sum(said in notice for notice in run.notices) == 1
+    own = next(run.loader.epoch(0))
+    size = run.sharpness.m or -(-len(own) // run.train.accumulate)
+    part = next(own.split(size))
+    losses = run.loss(run.outputs(part.x), part).detach()
+    torch.testing.assert_close(run.risk(losses, part), losses.mean())
+
+
+@pytest.mark.parametrize("risk", ["mean", "top_k", "spectral", "prospect", "dynamic_reweight", "adaptive_k", "cvar"])
+def test_one_that_has_an_effect_is_silent(risk):
+    assert not [notice for notice in trainer(*SMALL, f"risk={risk}").notices if notice.startswith("risk")]
+
+
+def test_the_least_k_is_one():
+    (notice,) = trainer(*SMALL, "risk=top_k", "risk.fraction=0.01").notices
+    assert notice == "risk.fraction=0.01: of 32 samples of a forward pass k is 1, the least there is"
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")))
+def test_which_losses_have_one_value_for_a_batch(option):
+    from tests import test_loss as losses
+
+    loss, kind = losses.make(option), losses.kinds(option)[0]
+    found = losses.value(loss, losses.logits(option, kind), losses.targets(option, kind))
+    assert loss.alike == bool((found == found[0]).all())
 
 
 # ---- dynamic_reweight

@@ -29,11 +29,14 @@ class Loss(nn.Module):
         Whether the loss defines probabilities of the classes: those of the softmax (for several labels the sigmoid) of
         `log_probabilities`. Default True. False for a loss of scores, and where the label's own score has a margin in
         training that nothing has in evaluation: a run then has no NLL, Brier score or calibration error.
+    alike : bool
+        Whether all samples of a batch have one loss, that of the batch. Default False.
     """
 
     tasks: tuple[str, ...] = ("classes",)
     padding: bool = True
     probabilities: bool = True
+    alike: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         """What of it waits for a step, in a run of so many: see `runner.reach`."""

@@ -64,6 +64,7 @@ class AnyLoss(Loss):
     """
 
     padding = False
+    alike = True
 
     def __init__(
         self,

@@ -41,6 +41,7 @@ class CSIB(Loss):
 
     tasks = ("regression",)
     padding = False
+    alike = True
 
     def __init__(self, beta: NonNegative = 0.01, sigma: Positive = 1.0):
         super().__init__()

@@ -35,5 +35,10 @@ class CVaR(Risk):
         self.beta = beta
         self.alpha = nn.Parameter(torch.zeros(()))
 
+    def notices(self, run) -> list[str]:
+        if self.beta == 0:
+            return ["risk.beta=0: the worst of all losses are all of them, so that this is the mean"]
+        return super().notices(run)
+
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         return self.alpha + (weighted(losses, batch) - self.alpha).relu().mean() / (1 - self.beta)

@@ -41,6 +41,8 @@ class DynamicReweight(Risk):
     warmup : share of the run's steps with the plain mean. Default 0.05.
     """
 
+    ranks = True
+
     def __init__(
         self,
         strategy: Literal["linupper", "quadratic", "extremes"] = "linupper",

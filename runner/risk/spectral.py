@@ -100,6 +100,15 @@ class Spectral(Risk):
         p = same @ sigma + (sorted_ - same @ sorted_) * inverse
         return p[order.argsort()]
 
+    @property
+    def ranks(self) -> bool:
+        return not self.memory
+
+    def notices(self, run) -> list[str]:
+        if self.parameter == {"extremile": 1, "superquantile": 0}.get(self.spectrum):
+            return [f"risk.parameter={self.parameter}: this {self.spectrum} weighs all alike, so that it is the mean"]
+        return super().notices(run)
+
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         if self.memory:
             yield Begin("a loss of every sample (memory=true)", steps_per_epoch, "the risk is the plain mean")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from runner.batch import Batch
-from runner.risk import Risk
+from runner.risk import Risk, one_pass
 from runner.risk.mean import weighted
 from runner.schema import Range
 
@@ -26,9 +26,22 @@ class TopK(Risk):
     fraction : share of the batch that counts, in (0, 1]. Default 0.5; the paper tunes k and has no default.
     """
 
+    ranks = True
+
     def __init__(self, fraction: Annotated[float, Range(0, 1, open_low=True)] = 0.5):
         super().__init__()
         self.fraction = fraction
+
+    def notices(self, run) -> list[str]:
+        size = one_pass(run)
+        k = max(1, round(self.fraction * size))
+        if size > 1 and k == size:
+            return [
+                f"risk.fraction={self.fraction}: k is all {size} samples of a forward pass, so that this is the mean"
+            ]
+        if size > 1 and self.fraction * size < 0.5:
+            return [f"risk.fraction={self.fraction}: of {size} samples of a forward pass k is 1, the least there is"]
+        return super().notices(run)
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:
         losses = weighted(losses, batch).flatten()

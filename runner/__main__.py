@@ -33,6 +33,7 @@ Keys: name, seed, device, checkpoint, data_dir, cache_dir, outputs_dir, train.* 
 Flags:
   -m, --multirun         run every combination of comma-separated values
   --list [GROUP] [TEXT]  the options and their papers
+  --format png|pdf|svg   of an experiment's figure
   --config-dir DIR       a folder of your own options, laid out as conf/ is
   --again[=changed]      run anew what is there (=changed: what is of other code or data, or damaged), and keep
                          beside, in .earlier/, what was there

@@ -8,6 +8,7 @@ from runner.listing import GROUPS, MANY
 
 # Hydra's flags that take a value, with what it is, and those that do not
 VALUED = {"--config-dir": "DIR", "-cd": "DIR", "--cfg": "job", "-c": "job", "--package": "PACKAGE", "-p": "PACKAGE"}
+VALUED |= {"--format": "png|pdf|svg"}  # of an experiment's figure: our own
 VALUED |= {"--config-path": "DIR", "-cp": "DIR", "--config-name": "NAME", "-cn": "NAME"}
 BARE = (
     "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--resolve", "--info",
@@ -38,6 +39,12 @@ def ordered(argv: Iterable[str]) -> tuple[list[str], list[str]]:
                 flags.append(left.pop(0))
         else:
             raise ConfigError(f"no flag '{word}'.{suggest(flag, (*BARE, *VALUED))} See --help")
+    formats = any(flag.partition("=")[0] == "--format" for flag in flags)
+    if formats and not any(word.lstrip("+").startswith("experiment=") for word in rest):
+        raise ConfigError(
+            "--format is of an experiment's figure; of a run's pictures: python -m runner.pictures outputs/NAME/ID "
+            "--format pdf; of a sweep's: python -m runner.sweep.table outputs/NAME --format pdf"
+        )
     if "--resolve" in flags and not any(flag.partition("=")[0] in ("--cfg", "-c") for flag in flags):
         raise ConfigError("--resolve goes with --cfg job, which prints the composed config")
     return flags, rest

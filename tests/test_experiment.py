@@ -221,6 +221,11 @@ def test_the_figure(call, tmp_path):
     call("seed=0,1", run=Stand(fails=[("focal", 0), ("focal", 1)]))
     with Image.open(tmp_path / "out" / "example_digits" / "experiment.png") as picture:
         assert min(picture.size) > 300
+    for words, name in ((["--format", "pdf"], "pdf"), (["--format=svg"], "svg")):
+        assert f"experiment.md, .tex, .csv, .{name}" in call(*words)[1]
+        assert (tmp_path / "out" / "example_digits" / f"experiment.{name}").stat().st_size > 1000
+    status, _, err = call("--format", "gif")
+    assert (status, err) == (2, "runner: --format gif: must be one of png, pdf, svg\n")
 
 
 def test_the_header_says_how(call):

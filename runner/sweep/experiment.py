@@ -1,6 +1,6 @@
 """A paper's table as one command: what is missing is run, then paper and ours stand side by side.
 
-    python -m runner +experiment=<paper>/<table> [seed=0,1,2] [key=value ...] [--config-dir DIR]
+    python -m runner +experiment=<paper>/<table> [seed=0,1,2] [key=value ...] [--config-dir DIR] [--format pdf]
 
 conf/experiment/<paper>/<table>.yaml, or the same under the user's --config-dir:
 
@@ -56,6 +56,7 @@ from typing import Any, Literal
 
 from runner.build import ConfigError, check, suggest
 from runner.config import APART, APART_TRAIN, Sweep, identity, refuse_idle
+from runner.curves import FORMATS
 from runner.listing import title
 from runner.record import sessions
 from runner.schema import Count, Natural, NonNegative
@@ -170,8 +171,8 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
     made = Comparison(plan)
     print(f"\n{made.text()}{plan.rest()}", end="", flush=True)
     save(made, plan.place, plan.stem)
-    draw(made, plan.place / f"{plan.stem}.png", "\n".join([plan.title, *plan.departs]))
-    print(f"\nsaved as {plan.place / plan.stem}.md, .tex, .csv, .png", flush=True)
+    draw(made, plan.place / f"{plan.stem}.{plan.format}", "\n".join([plan.title, *plan.departs]))
+    print(f"\nsaved as {plan.place / plan.stem}.md, .tex, .csv, .{plan.format}", flush=True)
     why = getattr(states, "why", {})
     for cell in plan.asked:
         if states.get(cell.folder) == "failed":
@@ -201,7 +202,7 @@ def words_of(argv: list[str]) -> tuple[str, list[str], list[str]]:
     words, rest = [], iter(argv)
     for word in rest:
         flag, equals, _ = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
+        if flag in ("--config-dir", "-cd", "--format"):
             next(rest if not equals else iter(()), None)
         elif flag in ("-m", "--multirun"):
             raise ConfigError(f"an experiment is a sweep of its own: leave {word} out")
@@ -214,6 +215,18 @@ def words_of(argv: list[str]) -> tuple[str, list[str], list[str]]:
         raise ConfigError("one experiment at a time: +experiment=<paper>/<table>")
     own = [word for word in words if key_of(word) == "seed"]
     return named[0], [word for word in words if key_of(word) not in ("experiment", "seed")], own
+
+
+def format_of(argv: list[str]) -> str:
+    """What `--format` says of the figure. Raises ConfigError."""
+    found = "png"
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--format":
+            found = value if equals else after
+    if found not in FORMATS:
+        raise ConfigError(f"--format {found}: must be one of {', '.join(FORMATS)}")
+    return found
 
 
 def load(name: str, folders: list[Path]) -> tuple[Path, Experiment]:
@@ -312,6 +325,7 @@ class Plan:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise ConfigError("an experiment starts processes of its own (sweep.jobs): leave torchrun out")
         self.name, self.typed, seeds = words_of(argv)
+        self.format = format_of(argv)
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir {folder}: there is no such folder")

@@ -23,6 +23,14 @@ CONTEXT = {"shape", "bounds", "classes", "samples", "class_counts", "bag", "feat
 CONTEXT |= {"data_dir", "cache_dir", "seed", "params"}
 
 
+class _Handed:
+    def __repr__(self) -> str:
+        return "the class's own"
+
+
+HANDED = _Handed()  # what stands for a base class's argument that is not written in a config
+
+
 class ConfigError(Exception):
     """A mistake in what the user asked for: printed as one line, exit status 2."""
 
@@ -83,7 +91,9 @@ def fits(group: str, target: Any, where: str) -> None:
 def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
     """(name -> parameter with evaluated annotation, whether any other keyword is accepted).
 
-    `**settings` of a constructor means what the base class takes, so a subclass need not repeat it.
+    `**settings` of a constructor means what the base class takes, so a subclass need not repeat it. What a base class
+    cannot do without the subclass may hand it itself, as those of torch.optim.Optimizer do with `defaults`: such a
+    parameter has `HANDED` for its default, and a constructor that is not given it says so.
     """
     found: dict[str, inspect.Parameter] = {}
     inits = [c.__init__ for c in target.__mro__ if "__init__" in vars(c)] if inspect.isclass(target) else [target]
@@ -99,7 +109,9 @@ def parameters(target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
         for parameter in signature:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 annotation = hints.get(parameter.name, parameter.empty)
-                found.setdefault(parameter.name, parameter.replace(annotation=annotation))
+                inherited = init is not inits[0] and parameter.default is parameter.empty
+                default = HANDED if inherited else parameter.default
+                found.setdefault(parameter.name, parameter.replace(annotation=annotation, default=default))
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
             return found, False
     return found, True
@@ -206,7 +218,8 @@ def check(node: dict, where: str, target: Any = None) -> None:
     them. Raises ConfigError."""
     target = target or locate(node["_target_"], where)
     known, open_ended = parameters(target)
-    settable = [name for name in known if name not in CONTEXT or name in node]
+    own = [name for name, parameter in known.items() if parameter.default is not HANDED]
+    settable = [name for name in own if name not in CONTEXT or name in node]
     for key, value in list(node.items()):
         if key == "_target_":
             continue

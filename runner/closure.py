@@ -102,6 +102,8 @@ class Asked:
         here = run.draws.where()
         if not first:
             run.draws.go(self.begin)
+        if run.several:
+            run.weights.attach()
         run.value = loss = run.gradient(self.batch, note=first)
         run.hooks.gradient(run, note=first)
         if first:

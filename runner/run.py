@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner import again, checkpoint, distributed, keyed, output, parts, provenance, trial
+from runner import again, checkpoint, contract, distributed, keyed, output, parts, provenance, trial
 from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
@@ -280,6 +280,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     optimizer = build(config["optim"], "optim", params=params)
     sharpness = build(config["sharpness"], "sharpness")
     trial.attributes(optimizer, sharpness)
+    ineffective = contract.check(optimizer, lambda other: build(config["optim"], "optim", params=other), params)
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -297,6 +298,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         device=device,
         record=record,
     )
+    trainer.notices += ineffective
     where = "hook" if type(federated).start is Hook.start else "federated"
     with trial.one_line(where), _as_config_error(where):
         trainer.hooks.start(trainer)

@@ -136,6 +136,11 @@ class Weights:
         else:
             torch._foreach_copy_(views, list(parts))
 
+    def attach(self) -> None:
+        """Every parameter's `.grad` is its view of `grad` again: an optimizer may have set it to None."""
+        for parameter, view in zip(self.parameters, self._grads, strict=True):
+            parameter.grad = view
+
     def zero_grad(self) -> None:
         self.grad.zero_()
 

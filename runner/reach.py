@@ -17,21 +17,30 @@ class Begin(NamedTuple):
     """`what` comes after so many steps; in a run that has no more of them, `otherwise` is so.
 
     what : as a user knows it, such as "epoch=160". after : the first step, counted from 0, in which it has a part.
-    needed : whether a run without it makes no sense and is refused.
+    needed : whether a run without it makes no sense and is refused. own : whether it counts the steps that a client has
+    taken, not how far the rounds have come.
     """
 
     what: str
     after: int
     otherwise: str
     needed: bool = False
+    own: bool = False
 
 
 class Clock(NamedTuple):
-    """What an option's steps are, and how many there are. noun : "steps", or what they are in a federation."""
+    """What an option's steps are, and how many there are.
+
+    noun : "steps", or what they are in a federation. taken : how many a client takes, in its rounds. None: all.
+    """
 
     steps: int
     steps_per_epoch: int
     noun: str = "steps"
+    taken: int | None = None
+
+    def of(self, begin: Begin) -> int:
+        return self.taken if begin.own and self.taken is not None else self.steps
 
 
 def unreached(where: str, part: Any, clocks: list[Clock]) -> Iterator[str]:
@@ -40,12 +49,11 @@ def unreached(where: str, part: Any, clocks: list[Clock]) -> Iterator[str]:
     if not hasattr(part, "begins"):  # a third party's
         return
     for same in zip(*(list(part.begins(clock.steps, clock.steps_per_epoch)) for clock in clocks), strict=True):
-        late = [(begin, clock) for begin, clock in zip(same, clocks, strict=True) if begin.after >= clock.steps]
+        late = [(clock.of(begin), begin, clock) for begin, clock in zip(same, clocks, strict=True)]
+        late = [entry for entry in late if entry[1].after >= entry[0]]
         if late:
-            begin, clock = max(late, key=lambda pair: pair[1].steps)
-            there = (
-                f"{clock.steps:,}" if len(late) == len(clocks) else f"{clock.steps:,} for {len(late)} of {len(clocks)}"
-            )
+            count, begin, clock = max(late, key=lambda entry: entry[0])
+            there = f"{count:,}" if len(late) == len(clocks) else f"{count:,} for {len(late)} of {len(clocks)}"
             line = f"{where}: {begin.what} comes after {begin.after:,} {clock.noun}, and there are {there}"
             line = f"{line}: {begin.otherwise}"
             if begin.needed and len(late) == len(clocks):

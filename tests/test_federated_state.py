@@ -429,3 +429,33 @@ def test_bounds_of_a_range_stay_together():
     algorithm.collect(Updates([0, 1], ones, ones, ones, torch.zeros(2, len(algorithm.weights)).double(), buffers))
     algorithm._serve(run)
     assert [int(algorithm.buffers[place]) for place in (low, high)] == [-7, 8]
+
+
+@pytest.mark.parametrize("option", ["quantization=adapt", "quantization=gaqat"])
+def test_what_a_clients_own_steps_do_not_reach_is_said(option):
+    """Ten steps in all rounds would do, and those of the two rounds that a client takes part in do not."""
+    words = [*DATA, *PLAIN, option, "federated=fedavg", "federated.clients=4", "federated.rounds=5", "sharpness=sam"]
+    words += ["federated.local_steps=2", "schedule=constant"]
+    after = {
+        "quantization=adapt": ["quantization.min_lookback=7", "quantization.max_lookback=7"],
+        "quantization=gaqat": ["quantization.period=7"],
+    }
+    words += after[option]
+    run, algorithm = federation(*words)
+    assert not run.notices
+    run, algorithm = federation(*words, "federated.participation=0.25")
+    most = 2 * max(sum(client in chosen for chosen, _ in algorithm.plan) for client in range(4))
+    (line,) = run.notices
+    assert most <= 6 and f"steps of a client, and there are {most}: " in line
+
+
+def test_of_a_diverged_network_nothing_is_deployed():
+    from runner.quantization import deploy
+
+    run = trainer(*DATA, "quantization=lsq")
+    nothing = {"test_accuracy": float("nan"), "val_accuracy": float("nan")}
+    deploy.compare(run, nothing, nothing, ("a", "b"))
+    with pytest.raises(RuntimeError, match="not what was trained"):
+        deploy.compare(run, {"test_accuracy": 0.9, "val_accuracy": 0.9}, nothing, ("a", "b"))
+    run.weights.data[0] = float("nan")
+    assert deploy.report(run, None, None) is None

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
@@ -190,8 +191,12 @@ class FedAvg(Federated):
     def clocks(self, run: Trainer, part) -> list[Clock]:
         if part is self or (isinstance(part, Hook) and type(part).weights is not Hook.weights):  # the server's
             return [Clock(self.rounds, 1, "rounds")]
-        own = zip(self.clients.steps, self.clients.per_epoch, strict=True)
-        return [Clock(self.rounds * steps, per_epoch, "steps of a client") for steps, per_epoch in own]
+        rounds = Counter(client for chosen, lost in self.plan for client in chosen if client not in lost)
+        own = enumerate(zip(self.clients.steps, self.clients.per_epoch, strict=True))
+        return [
+            Clock(self.rounds * steps, per_epoch, "steps of a client", taken=rounds[client] * steps)
+            for client, (steps, per_epoch) in own
+        ]
 
     def describe(self, run: Trainer) -> str:
         left = f", {(self.partition.owner < 0).sum():,} have none" if (self.partition.owner < 0).any() else ""

@@ -149,7 +149,7 @@ class AdaPT(Transform, Hook):
                 break
         after = opening(self.begin, steps) + n - 1
         what = f"the first switch (min_lookback={self.min_lookback}, max_lookback={self.max_lookback})"
-        yield reach.Begin(what, after, f"the formats stay at <{self.word}, {self.fraction}>")
+        yield reach.Begin(what, after, f"the formats stay at <{self.word}, {self.fraction}>", own=True)
 
     def prepare(self, model: nn.Module, batch: Batch) -> nn.Module:
         return attach(model, batch, self.word, self.ends, self.quantizers, self.begin)

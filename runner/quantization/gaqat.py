@@ -91,7 +91,7 @@ class GAQAT(LSQ, Hook):
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
         yield from super().begins(steps, steps_per_epoch)
         after = opening(self.begin, steps) + self.period
-        yield reach.Begin(f"the end of period={self.period}", after, "no step size is frozen")
+        yield reach.Begin(f"the end of period={self.period}", after, "no step size is frozen", own=True)
 
     def start(self, run) -> None:
         if run.sharpness.m is not None:

@@ -1,6 +1,7 @@
 """`python -m runner group=option key=value ...`: compose, check, launch."""
 
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -33,6 +34,7 @@ Keys: name, seed, device, checkpoint, data_dir, cache_dir, outputs_dir, train.* 
 Flags:
   -m, --multirun         run every combination of comma-separated values
   --list [GROUP] [TEXT]  the options and their papers
+  --list GROUP=OPTION    an option in full: its keys, defaults, ranges and meaning; also --list train, --list sweep
   --format png|pdf|svg   of an experiment's figure
   --config-dir DIR       a folder of your own options, laid out as conf/ is
   --again[=changed]      run anew what is there (=changed: what is of other code or data, or damaged), and keep
@@ -69,6 +71,8 @@ def _main(argv: list[str] | None) -> int:
         return _mistake(str(error))
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own methods, also through the console script
+    if {"--list", "--help", "-h"} & set(flags) and (whole := [w for w in given if "=" in w or w in ("train", "sweep")]):
+        return _describe(whole, folders)
     if "--list" in flags:
         print(listing(folders, *given[:2]))
         return 0
@@ -112,6 +116,18 @@ def _alias(word: str) -> str:
             if word.startswith(f"{prefix}optimizer{end}"):
                 return word.replace("optimizer", "optim", 1)
     return word
+
+
+def _describe(given: list[str], folders: list[Path]) -> int:
+    """`--list loss=poly`: options in full."""
+    from runner.describe import describe
+
+    width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
+    try:
+        print("\n\n".join(describe(word, folders, width) for word in given))
+    except ConfigError as error:
+        return _mistake(str(error))
+    return 0
 
 
 def _folders(flags: list[str]) -> list[Path]:
@@ -227,7 +243,7 @@ def _with_options(argv: list[str]) -> list[str]:
         if not dot or group not in GROUPS or word.type != OverrideType.CHANGE or word.is_sweep_override():
             return text
         value = text.partition("=")[2]
-        return f"{word.key_or_group}=choice({value})" if value else text
+        return f"{word.key_or_group}=choice({value or chr(39) * 2})"  # of nothing typed, the empty string
 
     return list(map(one_of_one, argv, found))
 

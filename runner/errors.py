@@ -17,6 +17,8 @@ def explain(error: Exception, overrides: list[str], folders: list[Path]) -> str:
     taken = [word for word in overrides if word.startswith("~")]
     if taken and "Could not delete" in str(error):
         return f"{' '.join(taken)}: there is nothing of this name and value to take away"
+    if merged := re.match(r"Error merging override (\S*)", str(error)):
+        return f"{merged[1]}: what stands there is of another kind, a list or a mapping"
     for override in overrides:
         if message := _about(override, overrides, folders):
             return message

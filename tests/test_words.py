@@ -39,6 +39,7 @@ def test_a_group_of_one_takes_one_option(group, said):
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
+        ("model.hidden={}", "model.hidden={}: what stands there is of another kind, a list or a mapping"),
         ("loss=ce,poly", "several values are a sweep, which needs -m"),
         ("hook=ema,clip", "which needs -m; for all of them in one run: hook=[ema,clip]"),
         ("model.hidden=8,8", "which needs -m; for one value that is a list: model.hidden=[8,8]"),
@@ -94,6 +95,11 @@ def test_an_odd_word_is_one_line(word, expected, said):
 )
 def test_a_flag_is_one_line(words, expected, said):
     assert expected in said(*words)
+
+
+def test_a_sweep_over_options_says_of_an_empty_value_what_a_run_does(said):
+    lines = {said("-m", "loss=comp_sum,gce", "loss.tau="), said("loss=gce", "loss.tau=")}
+    assert lines == {"loss.tau=: must be a number at least 0"}
 
 
 def test_flags_may_stand_anywhere(capsys):

@@ -680,3 +680,31 @@ def test_a_mistake_is_one_line_and_nothing_is_written(words, message, tmp_path):
     (line,) = result.stderr.splitlines()
     assert message in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_command_says_in_one_line_that_clients_processes_are_killed(tmp_path):
+    """As by a machine without memory: every process that is forked for clients kills itself. Nothing of the first
+    client, which trains here, is lost."""
+    (tmp_path / "fatal.py").write_text(
+        "import multiprocessing, os, signal, time\n"
+        "from runner.loss.ce import CrossEntropy\n"
+        "class Fatal(CrossEntropy):\n"
+        "    def forward(self, out, batch):\n"
+        "        time.sleep(0.05)\n"
+        "        if multiprocessing.parent_process() is not None:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(out, batch)\n"
+    )
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "fatal.yaml").write_text("# Fatal -- here\n_target_: fatal.Fatal\n")
+    words = ["--config-dir", "conf", "loss=fatal", "federated=fedavg", "federated.clients=6", "federated.rounds=1"]
+    words += ["federated.local_steps=4", "federated.chunk=1", "device=cpu"]
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    result = command(*words, cwd=tmp_path, env={"OMP_NUM_THREADS": "2", "PYTHONPATH": path})
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("runner: 2 processes that trained client") and "OMP_NUM_THREADS=1" in line
+    assert sum(": once more" in told for told in result.stdout.splitlines()) >= 1
+    again = command(*words, cwd=tmp_path, env={"OMP_NUM_THREADS": "1", "PYTHONPATH": path})
+    assert again.returncode == 0, again.stderr

@@ -152,6 +152,55 @@ DEEP = Image.fromarray(SMOOTH[..., 0].astype(np.uint16) * 250)
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_empty_split_is_a_line(tmp_path, stream, part):
+    whole = [encoded(Image.fromarray(SMOOTH), "png")] * 2
+    labels = {split: np.arange(0 if split == part else 2) for split in ("train", "test")}
+    root = parquet(tmp_path, *([] if split == part else whole for split in ("train", "test")), labels)
+    with pytest.raises(ValueError, match=f"'{part}'.* is empty") as error:
+        load(root, **(STREAM if stream else {}))
+    assert "\n" not in str(error.value) and "tiny" in str(error.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("damage", ["torn", "empty", "garbage", "folder", "other column", "other type"])
+def test_damaged_files_are_a_line(tmp_path, stream, damage):
+    """The second of two files; `datasets` reads them one after another."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pixels = images(8, (4, 4, 3))
+    for split in ("train", "test"):
+        write(tmp_path / "data" / "tiny" / f"{split}-0.parquet", pixels, np.arange(8) % 2)
+    path, table = tmp_path / "data" / "tiny" / "train-1.parquet", pq.read_table(tmp_path / "data/tiny/train-0.parquet")
+    whole = (tmp_path / "data" / "tiny" / "train-0.parquet").read_bytes()
+    match damage:
+        case "torn":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "garbage":
+            path.write_bytes(bytes(500))
+        case "folder":
+            path.mkdir()
+        case "other column":
+            pq.write_table(table.rename_columns(["image", "target"]), path)
+        case "other type":
+            pq.write_table(table.set_column(1, "label", pa.array([["a"]] * 8)), path)
+    with pytest.raises(ValueError, match="tiny") as error:
+        load(tmp_path, **(STREAM if stream else {}))
+    assert "\n" not in str(error.value) and "train" in str(error.value)
+
+
+def test_a_file_without_rows_among_others_is_left_out(tmp_path):
+    root = parquet(tmp_path, [encoded(Image.fromarray(SMOOTH), "png")] * 2, [encoded(Image.fromarray(SMOOTH), "png")])
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(root / "data/tiny/train-0.parquet")[:0], root / "data/tiny/train-1.parquet")
+    assert [len(load(root, **settings).train) for settings in ({}, STREAM)] == [2, 2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_sixteen_bits_are_refused_and_not_clipped(tmp_path, stream):
     deep = [encoded(DEEP, "png")] * 2
     settings = STREAM if stream else {"size": 4, "channels": 3}
@@ -199,6 +248,16 @@ def test_noise_stays_within_the_classes_there_are(tmp_path, ids):
     assert dataset.classes == 3 and dataset.class_counts == torch.bincount(dataset.train.y, minlength=3).tolist()
     assert min(dataset.class_counts) > 5
     assert list(dataset.record["labels"]) == [str(label) for label in ids]
+
+
+def test_a_map_of_classes_has_the_ids_of_the_files(tmp_path):
+    settings = {"noise": "asymmetric", "noise_rate": 1.0}
+    dataset = with_labels(tmp_path, [1, 2, 3] * 5, [1, 2, 3], asymmetric={1: 2, 3: 1}, **settings)
+    assert dataset.train.y.tolist() == [1, 1, 0] * 5
+    dataset.prepare()
+    assert dataset.train.y.tolist() == [1, 1, 0] * 5
+    with pytest.raises(ValueError, match="dataset.asymmetric has 0, and the class ids of 'tiny' are 1, 2, 3"):
+        load(tmp_path, asymmetric={0: 1}, **settings)
 
 
 @BOTH

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
@@ -39,7 +40,8 @@ class Hub(Dataset):
     id, config : the set on the hub.
     image, label : names of the columns. Images are turned as their EXIF orientation says, see
         `runner.dataset.images.decode`. Labels are class ids or words; ids with holes that no names go with, such as 10,
-        20, 30, are numbered 0 to C-1 in their order, see `runner.dataset.labels.class_ids`.
+        20, 30, are numbered 0 to C-1 in their order, see `runner.dataset.labels.class_ids`; `asymmetric` has the ids as
+        they are in the files.
     train_split, test_split : names of the splits. test_split None: a fixed fifth of every class of the training split.
     channels : 1 or 3, into which images are converted. Default None: as stored, all alike.
     size : height and width. Default None: as stored, all alike.
@@ -98,7 +100,7 @@ class Hub(Dataset):
         self.id, self.config, self.name = id, config, name or id.split("/")[-1]
         self.image, self.label, self.train_split, self.test_split = image, label, train_split, test_split
         self.channels, self.size, self.resize, self.stream = channels, size, resize or size, stream
-        self.random_crop, self.given = random_crop, (mean, std)
+        self.random_crop, self.given, self.published = random_crop, (mean, std), self.asymmetric
         self.data_dir = None if data_dir is None else Path(data_dir).expanduser()
         self.cache_dir = Path(cache_dir).expanduser()
 
@@ -106,6 +108,8 @@ class Hub(Dataset):
         train, test, meta = self._stream() if self.stream else self._cached()
         self.classes, self.names, self.fingerprint = meta["classes"], meta["names"], meta["fingerprint"]
         self.ids = meta["ids"]
+        if self.ids is not None and self.published:
+            self.asymmetric = self._numbered(self.published)
         channels = self.channels or 3 if self.stream else train.x.shape[1]
         self.shape = (channels, self.size, self.size) if self.stream else tuple(train.x.shape[1:])
         self.mean, self.std = (
@@ -120,6 +124,14 @@ class Hub(Dataset):
             self.record |= {"labels": {str(label): i for i, label in enumerate(self.ids)}}
             low, high, last = self.ids[0], self.ids[-1], len(self.ids) - 1
             self.notices.append(f"the class ids {low} to {high} have holes and are numbered 0 to {last} in their order")
+
+    def _numbered(self, mapping: dict[int, int]) -> dict[int, int]:
+        """A map of class ids as they are in the files, in those here."""
+        numbers = {label: i for i, label in enumerate(self.ids)}
+        if unknown := sorted({*mapping.keys(), *mapping.values()} - numbers.keys()):
+            shown = ", ".join(map(str, self.ids[:5])) + (", ..." if len(self.ids) > 5 else "")
+            raise ValueError(f"dataset.asymmetric has {unknown[0]}, and the class ids of '{self.name}' are {shown}")
+        return {numbers[old]: numbers[new] for old, new in mapping.items()}
 
     @staticmethod
     def _per_channel(values: list[float], channels: int) -> Tensor:
@@ -164,25 +176,58 @@ class Hub(Dataset):
         import datasets
 
         if files:
-            return datasets.load_dataset(
-                "parquet",
-                data_files={split: [escape(str(file)) for file in files[split]]},  # it reads them as patterns
-                split=split,
-                streaming=lazy,
-                cache_dir=None if lazy else str(self.cache_dir / "parquet"),
-            )
+            with self._reading(split):
+                return datasets.load_dataset(
+                    "parquet",
+                    data_files={split: self._patterns(split, files[split])},
+                    split=split,
+                    streaming=lazy,
+                    cache_dir=None if lazy else str(self.cache_dir / "parquet"),
+                )
         with at_once() as wrong:
             try:
                 return datasets.load_dataset(self.id, self.config, split=split)
             except Exception as error:  # the hub's client raises a dozen kinds, none of them a fault of this program
                 where = self.data_dir or "<data_dir>"
-                reason = f"the hub said: {(str(error).splitlines() or [type(error).__name__])[0]}"
+                reason = f"the hub said: {_line(error)}"
                 if wrong and isinstance(error, ConnectionError):
                     reason = f"the hub cannot be asked ({wrong})"
                 raise ValueError(
                     f"cannot find data set '{self.name}': no {where}/{self.name}/{split}-*.parquet, and {reason}; "
                     f"put the parquet files of {self.id} there, or set RUNNER_DATA or data_dir to where they are"
                 ) from error
+
+    def _patterns(self, split: str, files: list[Path]) -> list[str]:
+        """The files that have rows, as `datasets` takes them. It stumbles over a file without."""
+        import pyarrow.parquet as pq
+
+        found = []
+        for file in files:
+            try:
+                rows = pq.read_metadata(file).num_rows
+            except (pq.lib.ArrowException, OSError) as error:
+                raise ValueError(
+                    f"data set '{self.name}': {file} is no parquet file, or damaged: {_line(error)}"
+                ) from error
+            found += [escape(str(file))] if rows else []
+        if not found:
+            raise ValueError(f"split '{split}' of data set '{self.name}' is empty: {files[0].parent}")
+        return found
+
+    @contextmanager
+    def _reading(self, split: str):
+        """What is wrong with the files of a split as one line."""
+        try:
+            yield
+        except Exception as error:  # pyarrow and `datasets` have a dozen kinds
+            if type(error) is ValueError:  # our own
+                raise
+            cause = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if type(cause).__module__ == "builtins" and isinstance(cause, OSError):  # a full disk, say
+                raise cause from error
+            raise ValueError(f"split '{split}' of data set '{self.name}' cannot be read: {_line(cause)}") from error
 
     # ---- decoded once
 
@@ -235,8 +280,7 @@ class Hub(Dataset):
         try:
             return self._held(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("the cache entry %s is damaged (%s); making it again", folder, reason)
+            log.warning("the cache entry %s is damaged (%s); making it again", folder, _line(error))
             return None
 
     @staticmethod
@@ -261,7 +305,8 @@ class Hub(Dataset):
         for split in filter(None, (self.train_split, self.test_split)):
             rows = self._rows(split, files, lazy=True)
             features[split] = (rows.features or {}).get(self.label)
-            pixels[split], labels[split] = self._pixels(rows, split)
+            with self._reading(split):
+                pixels[split], labels[split] = self._pixels(rows, split)
         found = self._targets(labels, features)
         train, test = self._divide({split: Split(pixels[split], found.targets[split]) for split in pixels})
         if train.x.shape[1:] != test.x.shape[1:]:
@@ -301,7 +346,7 @@ class Hub(Dataset):
                     )
             labels += table[self.label].to_pylist()
         if not labels:
-            raise ValueError(f"split '{split}' of '{self.name}' is empty")
+            raise ValueError(f"split '{split}' of data set '{self.name}' is empty")
         x = torch.frombuffer(pixels, dtype=torch.uint8).view(len(labels), first.height, first.width, -1)
         return x.permute(0, 3, 1, 2).contiguous(), labels
 
@@ -344,3 +389,7 @@ class Hub(Dataset):
         train, test = self._divide(splits)
         digest = fingerprint(train.y, test.y, *map(sizes, columns.values()), *map(some, columns.values()))
         return train, test, found.meta | {"fingerprint": digest, "statistics": [None, None]}
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

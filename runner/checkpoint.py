@@ -4,6 +4,7 @@ import copy
 import errno
 import os
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,29 @@ def compact(state):
     return state
 
 
+_held: list[tuple[Path, Path]] | None = None
+
+
+@contextmanager
+def at_one_step():
+    """What is saved in here takes its place when all of it is written: a crash leaves runs that go side by side at one
+    step, as they are only then put together again."""
+    global _held
+    _held = held = []
+    keep = True
+    try:
+        yield
+    except Exception:  # one of them could not be written: the others are whole
+        raise
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        _held = None
+        for temporary, path in held:
+            os.replace(temporary, path) if keep else temporary.unlink(missing_ok=True)
+
+
 def save(state: dict, path: Path) -> None:
     """Write beside the old file, flush to disk, then rename over it: a crash or a full disk leaves the old one whole.
 
@@ -64,7 +88,10 @@ def save(state: dict, path: Path) -> None:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if _held is None:
+            os.replace(temporary, path)
+        else:
+            _held.append((temporary, path))
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         temporary.unlink(missing_ok=True)
         kept = f"; the one before it is intact: {path}" if path.exists() else ""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from runner import diagnose, distributed, padding
+from runner import checkpoint, diagnose, distributed, padding
 from runner.batch import Batch, Output
 from runner.dropout import Masks
 from runner.hook import Hook, Hooks
@@ -327,7 +327,8 @@ class Replicas(Trainer):
     def save(self) -> None:
         self.look()
         self.scatter()
-        self._each(lambda member: member.save())
+        with checkpoint.at_one_step():
+            self._each(lambda member: member.save())
         self.saved = time.perf_counter()
 
     def _each(self, act) -> None:

@@ -17,6 +17,7 @@ from runner.run import run
 from runner.sharpness import Sharpness
 from runner.sweep import pack
 from runner.sweep.cells import Cell
+from runner.trainer import Trainer
 from tests.test_replicas import assert_same
 from tests.tiny import SMALL
 
@@ -184,6 +185,24 @@ def test_a_pack_that_was_interrupted_ends_with_the_same_bits(tmp_path, monkeypat
     train(cut), train(whole)
     for a, b in zip(whole, cut, strict=True):
         assert_folders_alike(a.folder, b.folder, atol=0)
+
+
+def test_a_pack_that_ends_within_a_save_is_at_one_step(tmp_path, monkeypatch):
+    some = cells(tmp_path, seeds(3), "train.save_minutes=1e-9")
+    save, calls = Trainer.save, []
+
+    def then_end(self):
+        save(self)
+        calls.append(self.count)
+        if len(calls) == 5:  # the second of the three, at its second save
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "save", then_end)
+    with pytest.raises(KeyboardInterrupt):
+        pack.together(some, 1, print, print)
+    assert calls[3] == calls[4] > calls[0]
+    assert [checkpoint.load(cell.folder / "last.pt")["count"] for cell in some] == calls[:3]
+    assert not list(tmp_path.glob("*/*/*.tmp"))
 
 
 def test_runs_at_different_steps_are_not_one_pack(tmp_path, monkeypatch):

@@ -111,6 +111,25 @@ def test_a_step_of_zeros_is_that_of_weights_as_torch_draws_them(name):
         assert found.mean().item() == pytest.approx(expected.item(), rel=0.05)
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_percentile_of_zeros_is_the_whole_range(learned):
+    """Inputs of which one in a thousand is not zero, and the percentile leaves as many out."""
+    x = torch.zeros(20, 100)
+    x[3, 5], x[7, 50] = 1.5, 0.75
+    made = [
+        fake.Quantizer(x, 4, signed=False, learned=learned, range=range_, percentile=99.5)
+        for range_ in ("percentile", "minmax")
+    ]
+    scales = [one.present()[0].item() for one in made]
+    assert scales[0] == scales[1] == pytest.approx(0.1)  # 1.5 / 15
+
+
+@pytest.mark.parametrize("make", [dorefa.Weights(1), dorefa.Weights(4), reste.Weights(torch.zeros(1), 1.5)])
+def test_what_is_not_a_number_does_not_pass_for_a_zero(make):
+    levels, step = make(torch.tensor([[0.3, float("nan")], [0.1, -0.2]]))
+    assert (levels * step).isnan().any()
+
+
 def test_dorefas_weights_of_zeros():
     """The gradient is that of t / (2 M) at zero, M = tanh(1 / sqrt(fan-in)) for which fan-in 4 has tanh(0.5)."""
     w = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)

@@ -124,8 +124,8 @@ class Quantizer(nn.Module):
     channels : a scale for each index of the first axis.
     learned : see above.
     range : from x. lsq: s = 2 * mean|x| / sqrt(Q_P), as the paper initialises it. minmax: the whole range. percentile:
-        less (100 - percentile) % of the elements at either end. mse: the hundredths of the whole range with the
-        smallest squared error.
+        less (100 - percentile) % of the elements at either end, unless all others are zero. mse: the hundredths of the
+        whole range with the smallest squared error.
     percentile : for that range.
     weight : whether x is weights rather than inputs.
 
@@ -228,6 +228,9 @@ class Quantizer(nn.Module):
             count = rows.shape[1]
             cut = min(round((1 - self.percentile / 100) * count), (count - 1) // 2)
             bottom, top = (rows.kthvalue(k, 1, keepdim=True).values for k in (1 + cut, count - cut))
+            nothing = (bottom == 0) & (top == 0)  # as where more are zeros than the percentile leaves out
+            bottom = bottom.where(~nothing, rows.amin(1, keepdim=True))
+            top = top.where(~nothing, rows.amax(1, keepdim=True))
         else:
             bottom, top = rows.amin(1, keepdim=True), rows.amax(1, keepdim=True)
         if self.range == "mse":

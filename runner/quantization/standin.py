@@ -29,4 +29,4 @@ def inputs(rows: Tensor, signed: bool) -> Tensor:
 
 def size(w: Tensor, measured: Tensor, share: float = 1.0) -> Tensor:
     """A size (...) measured of w, such as mean|w|; where that is 0, `share` of `bound`."""
-    return torch.where(measured > 0, measured, measured.new_tensor(share * bound(w)))
+    return torch.where(measured == 0, share * bound(w), measured)  # what is not a number stays it

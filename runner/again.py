@@ -29,9 +29,24 @@ def flag(argv: list[str]) -> tuple[list[str], str]:
     return rest, found
 
 
-def trouble(config: dict, place: Path) -> str | None:
+def fingerprint(config: dict) -> str | None:
+    """Of the data as they are now; None where they cannot be read, or not without asking somebody else."""
+    from runner.build import build
+    from runner.config import sources
+
+    try:
+        dataset = build(config["dataset"], "dataset", seed=config["seed"], **sources(config))
+        if not dataset.local:
+            return None
+        dataset.prepare()
+        return dataset.record.get("fingerprint")
+    except Exception:  # a user's own may raise anything; a run that needs them says what
+        return None
+
+
+def trouble(config: dict, place: Path, data: bool = True) -> str | None:
     """Why what `place` holds is no result of the run that `config` describes, in a line; None where it may be one, or
-    where there is none. Of the data only the fingerprint that a checkpoint keeps is compared, when they are loaded.
+    where there is none. data : whether to load the data, where they are on this machine, and compare them.
     """
     try:
         result = finished(place)
@@ -39,7 +54,10 @@ def trouble(config: dict, place: Path) -> str | None:
         return f"{damage}. The run was finished: move that file away and the same command goes on from last.pt"
     if result is None:
         return None
-    if differ := provenance.changed(result.get("made"), provenance.code(config)):
+    made, now = result.get("made"), provenance.code(config)
+    if data and isinstance(made, dict) and made.get("data"):
+        now["data"] = fingerprint(config)
+    if differ := provenance.changed(made, now):
         return f"{place} is done, but {'; '.join(differ)}: {provenance.AGAIN}"
     return None
 

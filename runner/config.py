@@ -204,3 +204,9 @@ def identity(config: dict) -> str:
 
 def folder(config: dict) -> Path:
     return Path(config["outputs_dir"]).expanduser().absolute() / config["name"] / identity(config)
+
+
+def sources(config: dict) -> dict[str, str | None]:
+    """Where data sets are looked for: what a data set is built with beside its own node."""
+    data_dir = config["data_dir"] and str(Path(config["data_dir"]).expanduser().absolute())
+    return {"data_dir": data_dir, "cache_dir": str(Path(config["cache_dir"]).expanduser().absolute())}

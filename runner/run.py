@@ -17,7 +17,7 @@ import torch
 from runner import again, checkpoint, contract, distributed, keyed, output, parts, provenance, trial
 from runner.batch import Batch
 from runner.build import ConfigError, build, locate
-from runner.config import LISTS, SINGLES, Train, folder, identity, without_effect
+from runner.config import LISTS, SINGLES, Train, folder, identity, sources, without_effect
 from runner.dataset.loader import Loader
 from runner.dropout import Masks
 from runner.errors import defaults
@@ -47,7 +47,7 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     """
     tell = say if distributed.rank == 0 else lambda *_: None
     place = folder(config)
-    trouble, result = distributed.from_first(_found(config, place))
+    trouble, result = distributed.from_first(_found(config, place) if distributed.rank == 0 else None)
     if trouble:
         raise ConfigError(trouble)
     if result is not None:
@@ -209,9 +209,7 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
 
 def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     """Build every object of a run from its nodes. Returns (trainer, federated, transform, its calibration batch)."""
-    data_dir = config["data_dir"] and str(Path(config["data_dir"]).expanduser().absolute())
-    paths = {"data_dir": data_dir, "cache_dir": str(Path(config["cache_dir"]).expanduser().absolute())}
-    dataset = build(config["dataset"], "dataset", seed=config["seed"], **paths)
+    dataset = build(config["dataset"], "dataset", seed=config["seed"], **sources(config))
     with _as_config_error("dataset"):
         dataset.prepare()
     context = dataset.context

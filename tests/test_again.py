@@ -196,6 +196,49 @@ def test_a_result_of_before_sources_were_recorded_is_done_and_says_so(own):
     assert "not recorded" in lines[0]
 
 
+DATA = """
+import torch
+from pathlib import Path
+from runner.dataset import Dataset, Split, fingerprint
+
+
+class Table(Dataset):
+    task, classes, shape, names = "classes", 2, (1,), ["a", "b"]
+    mean, std = torch.zeros(1), torch.ones(1)
+
+    def load(self):
+        x = torch.tensor([float(word) for word in Path("table.txt").read_text().split()])[:, None]
+        y = (x[:, 0] > 0).long()
+        self.fingerprint = fingerprint(x, y)
+        return Split(x, y), Split(x, y)
+"""
+
+
+def test_a_finished_run_of_other_data_is_not_already_done(own):
+    (own / "my_data.py").write_text(DATA)
+    text = " ".join(str((-1.0) ** i * i) for i in range(64))
+    (own / "table.txt").write_text(text)
+    cells = [
+        Cell(config(f"seed={seed}", target="runner.loss.ce.CrossEntropy", dataset={"_target_": "my_data.Table"}), [])
+        for seed in range(3)
+    ]
+    for cell in cells[:2]:
+        run(cell.config, [], say=lambda *_: None)
+    lines = []
+    run(cells[0].config, [], say=lines.append)
+    assert "already done" in lines[0]
+    assert stale(cells) == {}
+    (own / "table.txt").write_text(text.replace("-1.0", "-1.5"))
+    with pytest.raises(ConfigError, match=r"the data have changed since.*--again"):
+        run(cells[0].config, [])
+    assert set(stale(cells)) == {cell.folder for cell in cells[:2]}
+    run(cells[2].config, [], say=lambda *_: None)
+    assert set(stale(cells)) == {cell.folder for cell in cells[:2]}
+    (own / "table.txt").unlink()  # not here: nothing can be compared
+    run(cells[0].config, [], say=lines.append)
+    assert "already done" in lines[-1]
+
+
 @pytest.mark.parametrize(
     ("key", "said"), [("torch", "torch was 1.2.3"), ("engine", "the program's own files differ from those of commit")]
 )

@@ -179,6 +179,11 @@ class Dataset:
         which is otherwise made of the values."""
         raise NotImplementedError
 
+    @property
+    def local(self) -> bool:
+        """Whether `load` finds everything on this machine, and asks nobody else."""
+        return True
+
     def prepare(self) -> None:
         """Loads, damages and splits.
 

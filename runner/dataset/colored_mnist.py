@@ -113,6 +113,10 @@ class ColoredMnist(Dataset):
         whole, first = Split(x, y, domain), samples - TEST
         return whole.select(torch.arange(first)), whole.select(torch.arange(first, samples))
 
+    @property
+    def local(self) -> bool:
+        return self.mnist.local
+
     def prepare(self) -> None:
         super().prepare()
         self.record |= {"environments": self.environments}

@@ -118,6 +118,10 @@ class Hub(Dataset):
         )
         return train, test
 
+    @property
+    def local(self) -> bool:
+        return bool(self._files())
+
     def prepare(self) -> None:
         super().prepare()
         if self.ids is not None:

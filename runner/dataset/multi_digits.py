@@ -47,9 +47,17 @@ class MultiDigits(Dataset):
         self.bounds = Hub.bounds if source == "mnist" else Digits.bounds
         self.paths = {"data_dir": data_dir, "cache_dir": cache_dir}
 
+    @property
+    def mnist(self) -> Hub:
+        return Hub(id="ylecun/mnist", name="mnist", config="mnist", **self.paths)
+
+    @property
+    def local(self) -> bool:
+        return self.source != "mnist" or self.mnist.local
+
     def load(self) -> tuple[Split, Split]:
         if self.source == "mnist":
-            train, test = Hub(id="ylecun/mnist", name="mnist", config="mnist", **self.paths).load()
+            train, test = self.mnist.load()
         else:
             whole = Split(*read())
             kept, held = fixed_test(whole.y, "digits test")

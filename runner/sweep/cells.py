@@ -212,11 +212,23 @@ def anew(cells: list[Cell]) -> None:
 
 
 def stale(cells: Iterable[Cell]) -> dict[Path, str]:
-    """Folder -> why what is there is not the result of this cell as it would be computed now, or damaged."""
+    """Folder -> why what is there is not the result of this cell as it would be computed now, or damaged.
+
+    The data are loaded for one finished cell of every data set, and for all of them where they differ there.
+    """
     from runner import again
 
-    found = {cell.folder: again.trouble(cell.config, cell.folder) for cell in cells if done(cell)}
-    return {folder: why for folder, why in found.items() if why}
+    found: dict[Path, str] = {}
+    differs: dict[str, bool] = {}
+    for cell in filter(done, cells):
+        option = cell.config["choices"]["dataset"]
+        why = again.trouble(cell.config, cell.folder, data=False)
+        if why is None and differs.get(option, True):
+            why = again.trouble(cell.config, cell.folder)
+            differs.setdefault(option, why is not None)
+        if why:
+            found[cell.folder] = why
+    return found
 
 
 def announce(cells: list[Cell]) -> None:

@@ -9,6 +9,8 @@ from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
 from tests.tiny import SMALL, compose, trainer
 
+NAN, INF = float("nan"), float("inf")
+
 
 class Mine(Dataset):
     """A sound data set of 12 and 6 samples of three columns; `change` makes something of its splits and itself."""
@@ -61,7 +63,6 @@ def at(row, value, dtype=None):
     return put_there
 
 
-NAN, INF = float("nan"), float("inf")
 TRAINING, TEST = "the training split of data set 'tests.test_dataset_check.Mine'", "the test split of data set"
 
 
@@ -79,6 +80,11 @@ TRAINING, TEST = "the training split of data set 'tests.test_dataset_check.Mine'
         (set_own(classes=None), "load.. must set self.classes"),
         (set_own(mean=None), "load.. must set self.mean"),
         (set_own(classes=2.0), "classes=2.0 must be how many"),
+        (set_own(bounds=(0, 20)), r"inputs go from 0 to 35, beyond the declared bounds=\(0, 20\)"),
+        (set_own(bounds=(0, 40)), f"{TEST}.*inputs go from 36 to 53, beyond the declared"),
+        (set_own(bounds=(1, 1)), r"bounds=\(1, 1\) must be \(low, high\)"),
+        (set_own(bounds=53), "bounds=53 must be"),
+        (set_own(bounds=(0, INF)), "bounds=.0, inf. must be"),
         (set_own(names=["a", "b"]), "2 names for 3 classes"),
         (put("train", "base", lambda x: x.numpy()), f"{TRAINING}: x is numpy.ndarray; it must be one tensor"),
         (put("test", "base", list), f"{TEST}.*: x is builtins.list; .* all samples of one shape"),
@@ -195,6 +201,20 @@ def test_a_small_scale_is_a_scale():
     dataset = prepared(change)
     batch = next(Loader(dataset, "cpu", 12, 0).epoch(0))
     torch.testing.assert_close(batch.x.std(0), torch.ones(3))
+
+
+def test_what_the_class_itself_lacks_is_a_line():
+    class Plain(Dataset):
+        pass
+
+    class Deaf(Mine):
+        def __init__(self, **settings):
+            pass
+
+    for kind, words in ((Plain, "Plain': load.. must return two splits"), (Deaf, "must call super.*__init__")):
+        with pytest.raises(ValueError, match=words) as error:
+            kind().prepare()
+        assert "\n" not in str(error.value)
 
 
 # ---- fingerprints

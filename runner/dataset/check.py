@@ -1,5 +1,7 @@
 """What `load` returned, checked before anything is made of it: every mistake is one line with data set and split."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,14 @@ def loaded(dataset) -> tuple:
         It is something else, or `load` failed, or inputs or targets are not what the data set declares.
     """
     name = title(dataset)
+    if not hasattr(dataset, "damage_seed"):
+        raise ValueError(f"data set '{name}': its __init__ must call super().__init__(**settings)")
     try:
         pair = dataset.load()
     except ValueError:
         raise
+    except NotImplementedError as error:
+        raise ValueError(f"data set '{name}': {SEAM}; {blame(error)}") from error
     except (Exception, SystemExit) as error:
         if type(dataset).__module__.startswith("runner."):
             raise
@@ -66,6 +72,12 @@ def _declared(dataset, name: str) -> None:
         )
     if dataset.task not in ("classes", "multilabel", "regression"):
         raise ValueError(f"data set '{name}': task={dataset.task!r} must be classes, multilabel or regression")
+    bounds = dataset.bounds
+    if bounds is not None:
+        numbers = isinstance(bounds, tuple | list) and len(bounds) == 2
+        numbers = numbers and all(isinstance(edge, int | float) and math.isfinite(edge) for edge in bounds)
+        if not numbers or not bounds[0] < bounds[1]:
+            raise ValueError(f"data set '{name}': bounds={bounds!r} must be (low, high), of all raw inputs, or None")
     if dataset.names is not None and len(dataset.names) != dataset.classes:
         raise ValueError(f"data set '{name}': {len(dataset.names)} names for {dataset.classes} classes")
 
@@ -99,6 +111,12 @@ def _inputs(dataset, split, place: str) -> None:
     if base.is_complex():
         raise ValueError(f"{place}: x is {base.dtype}; inputs must be real numbers")
     _finite(base, "inputs", place, rows)
+    if dataset.bounds is not None and not (base.dtype == torch.uint8 and tuple(dataset.bounds) == (0, 255)):
+        low, high = (edge.item() for edge in torch.aminmax(base if rows is None else base[rows]))
+        if low < dataset.bounds[0] or high > dataset.bounds[1]:
+            raise ValueError(
+                f"{place}: inputs go from {low:g} to {high:g}, beyond the declared bounds={dataset.bounds}"
+            )
 
 
 def _first(dataset, images, place: str) -> None:

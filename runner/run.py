@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from datetime import datetime
@@ -94,9 +95,10 @@ class Job:
         self.record = Record(self.folder, loggers) if distributed.rank == 0 else Elsewhere(self.folder)
         with trial.one_line():
             if others := trial.tried(config):
-                made, _, *rest = assemble(trial.central(config), train, device, Elsewhere(self.folder))
-                trial.two_steps(made, *rest, others)
-                del made, rest
+                with tempfile.TemporaryDirectory() as scratch:  # what they write there is gone with it
+                    made, _, *rest = assemble(trial.central(config), train, device, Elsewhere(Path(scratch)))
+                    trial.two_steps(made, *rest, others)
+                    del made, rest
                 prepare(config["seed"], train, device)
             built = assemble(config, train, device, self.record)
         self.trainer, self.federated, self.transform, self.calibration = built

@@ -44,3 +44,8 @@ def test_on_a_terminal_one_line_counts_and_goes(clock, capsys, monkeypatch):
     assert "\n" not in err
     assert err.count("\rcomposed ") > 100
     assert err.endswith(f"\r{' ' * len('composed 20,000 of 20,000 runs')}\r")
+
+
+def test_a_few_that_are_slow_say_nothing(clock, capsys):
+    list(counting(clock(49, 10.0), 49, "composed"))
+    assert capsys.readouterr() == ("", "")

@@ -4,6 +4,7 @@ Runs that differ in their seed and in numbers alone are one kind (`runner.sweep.
 fit the data fails for all of them, and once is enough to say so. Nothing is trained and nothing written.
 """
 
+import signal
 from collections import deque
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
@@ -58,6 +59,8 @@ class Preflight:
                 if heard is False or (heard and not self._give(worker, left)):
                     del busy[worker.number]
             host.display.counter("checked", len(self.kinds) - len(left) - len(busy), len(self.kinds), "kinds of runs")
+        for worker in busy.values():  # after a signal: there is nothing to save
+            worker.tell(signal.SIGKILL)
         self._conclude()
 
     def _give(self, worker: "_Worker", left: deque) -> bool:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 SILENT = {True: 2.0, False: 10.0}  # seconds before the first word, on a terminal and elsewhere
+MANY = 50  # items, before which it is no matter of many
 APART = {True: 0.2, False: 10.0}  # seconds between words
 
 
@@ -23,7 +24,7 @@ def counting(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         for count, item in enumerate(items, start=1):
             yield item
             now = time.monotonic()
-            if now - begun > SILENT[live] and (not shown or now - said > APART[live]):
+            if count >= MANY and now - begun > SILENT[live] and (not shown or now - said > APART[live]):
                 said = now
                 line = f"{what} {count:,} of {total:,} runs"
                 _write(f"\r{line:<{shown}}" if live else f"{line}\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from runner import again, provenance
 from runner import run as running
 from runner.config import Sweep
 from runner.listing import conf_dir, options, title
@@ -601,3 +602,35 @@ def test_the_later_of_recipe_column_row_and_command_wins(edited):
         (0.4, 0.1, "other"),
         (0.4, 0.2, "other"),
     ]
+
+
+def test_runs_of_other_code_are_left_out_and_run_anew_where_the_user_says_so(call, tmp_path, monkeypatch):
+    class Made(Stand):
+        """Its results say by which code they are; old ones of Poly-1 by another than there is."""
+
+        def __init__(self, old=False):
+            super().__init__()
+            self.old = old
+
+        def __call__(self, cells, settings, place):
+            states = super().__call__(cells, settings, place)
+            for cell in cells:
+                made = provenance.code(cell.config)
+                if self.old and "runner.loss.poly" in made["sources"]:
+                    made["sources"]["runner.loss.poly"] |= {"text": "another", "code": "another"}
+                path = cell.folder / "result.json"
+                write_json(path, {"made": made} | json.loads(path.read_text()))
+            return states
+
+    call(run=Made(old=True))
+    stand = Made()
+    status, out, err = call(run=stand)
+    assert (status, stand.calls) == (1, [])
+    assert "poly.py has changed since" in err
+    assert "--again=changed" in err
+    assert cells_of((tmp_path / "out/example_digits/experiment.md").read_text(), "Poly-1", "test (%)")[1] == "missing"
+    monkeypatch.setattr(again, "wanted", again.CHANGED)
+    status, out, _ = call(run=stand)
+    assert (status, stand.calls) == (0, [("poly", seed) for seed in range(3)])
+    assert "what was there of 3 runs" in out
+    assert len(list((tmp_path / "out/example_digits/.earlier").iterdir())) == 3

@@ -199,6 +199,8 @@ def write(folder: Path) -> dict[str, float]:
     if not (result or {}).get("quantization"):
         raise ValueError(f"{folder} holds no finished run with quantization")
     state = checkpoint.load(folder / deploy.FILE)
+    if not isinstance(state.get("layers"), dict):
+        raise ValueError(f"{folder / deploy.FILE} does not hold a deployed network")
     for name, entry in state["layers"].items():
         if (bits := entry.get("codes", {}).get("bits")) != 8:
             stored = f"has {bits} bits" if bits else "is stored as binary factors"

@@ -1,9 +1,13 @@
-"""When the loss is not finite: which step, at what lr, and the first tensor at fault."""
+"""When the loss, the weights or a measure is not finite: which step, at what lr, and the first tensor at fault."""
 
 import torch
 from torch import Tensor
 
+from runner import distributed
 from runner.batch import Batch
+from runner.measure import broken
+
+REMEDIES = "a lower lr, clipping or warm-up may help"
 
 
 class NonFinite(Exception):
@@ -16,21 +20,48 @@ def explain(run, batch: Batch | None, step: int | None = None) -> str:
     The tensors are looked at in the order in which a step makes them: weights, inputs, targets, every module's output,
     the loss. On a GPU the losses are looked at every few steps, so that the weights may have gone bad since.
     """
-    lr = run.optimizer.param_groups[0]["lr"]
     step = run.count if step is None else step
-    at = f"the loss is not finite at step {step} (epoch {step // run.steps_per_epoch + 1}, lr {lr:.4g}, precision "
-    culprit = _first(run, batch)
-    return f"{at}{run.precision.name}); the first tensor that is not finite: {culprit}"
+    at = f"the loss is not finite at step {step} ({_when(run, step)})"
+    return f"{at}; the first tensor that is not finite: {_first(run, batch)}"
+
+
+def check_model(run) -> None:
+    """Raise NonFinite where the weights or the running statistics are not finite: no later step makes them so again."""
+    norms = (getattr(norm, name, None) for norm in run.norms for name in ("running_mean", "running_var"))
+    tensors = [run.weights.data, *(tensor for tensor in norms if tensor is not None)]
+    finite = bool(torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).all())
+    if distributed.any_of(not finite, run.device):
+        culprit = "another process's" if finite else _first(run, None)
+        raise NonFinite(f"the model is not finite {_after(run)}; the first tensor that is not finite: {culprit}")
+
+
+def check_measures(run, of: str, found: dict[str, float | None]) -> None:
+    """Raise NonFinite where what was measured last is no result."""
+    if wrong := broken(found):
+        raise NonFinite(
+            f"{of} {', '.join(wrong)} not finite {_after(run)}: the weights are, and the outputs overflow; {REMEDIES}"
+        )
+
+
+def _after(run) -> str:
+    if run.unit != "epoch":
+        return f"after {run.unit} {run.count} (precision {run.precision.name})"
+    return f"after step {run.count} ({_when(run, max(run.count - 1, 0))})"
+
+
+def _when(run, step: int) -> str:
+    lr = run.optimizer.param_groups[0]["lr"]
+    return f"epoch {step // run.steps_per_epoch + 1}, lr {lr:.4g}, precision {run.precision.name}"
 
 
 @torch.no_grad()
 def _first(run, batch: Batch | None) -> str:
     for name, view in run.weights.views(run.weights.data):
         if not torch.isfinite(view).all():
-            return f"the weight '{name}' (an earlier update broke it: a lower lr, clipping or warm-up may help)"
-    for name, buffer in run.model.named_buffers():
-        if buffer.is_floating_point() and not torch.isfinite(buffer).all():
-            return f"the buffer '{name}'"
+            return f"the weight '{name}' (an earlier update broke it: {REMEDIES})"
+    for name, buffer in run.model.named_buffers():  # others than statistics may be infinite by design, as masks are
+        if buffer.is_floating_point() and (torch.isnan(buffer).any() or "running_" in name and buffer.isinf().any()):
+            return f"the buffer '{name}' ({REMEDIES})"
     if batch is None:
         return "unknown, the batch is gone"
     if not torch.isfinite(batch.x).all():

@@ -14,6 +14,7 @@ TEMPERATURES = 0.01, 100.0
 CHUNK = 2**22  # logits that are looked at in fp64 at a time
 
 
+UNDEFINED = ("auroc", "map")  # nan where the samples do not define them
 OF_PROBABILITIES = ("nll", "brier", "ece", "adaptive_ece")  # the others are of the order of the logits alone
 
 
@@ -42,6 +43,12 @@ def measures(logits: Tensor, y: Tensor, task: str, loss: Loss | None = None) -> 
     found = _measures(logits, logits if loss is None else loss.log_probabilities(logits), y, task)
     none = [] if loss is None or loss.probabilities else OF_PROBABILITIES
     return found | {key: None for key in none if key in found}
+
+
+def broken(found: dict[str, float | None]) -> list[str]:
+    """The measures that are nan or infinite because what was measured is: neither null nor undefined by the samples."""
+    wrong = [key for key, value in found.items() if value is not None and not math.isfinite(value)]
+    return wrong if any(not key.endswith(UNDEFINED) for key in wrong) else []
 
 
 def _measures(logits: Tensor, own: Tensor, y: Tensor, task: str) -> dict[str, float]:

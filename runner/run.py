@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner import again, checkpoint, contract, distributed, keyed, output, parts, provenance, trial
+from runner import again, checkpoint, contract, diagnose, distributed, keyed, output, parts, provenance, trial
 from runner.batch import Batch
 from runner.build import ConfigError, build, locate
 from runner.config import LISTS, SINGLES, Train, folder, identity, sources, without_effect
@@ -159,6 +159,8 @@ class Job:
         result = _result(self.config, self.trainer, found)
         if quantized := report(self.trainer, self.transform, self.calibration):
             result["quantization"] = quantized
+            for name in ("fake", "deployed"):
+                diagnose.check_measures(self.trainer, f"{name}-quantized".replace("deployed-", ""), quantized[name])
         self.record.finish(result, _pictures(result))
         return result
 

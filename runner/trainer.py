@@ -275,8 +275,9 @@ class Trainer:
         return self.count % 10 == 0 and distributed.any_of(flag, self.device)
 
     def end_epoch(self, rate: float) -> None:
-        """Evaluate, write the epoch's line, keep the best."""
+        """Evaluate, write the epoch's line, keep the best. What is not finite at the end is no result: NonFinite."""
         self.look()
+        diagnose.check_model(self)
         epoch = math.ceil(self.count / self.steps_per_epoch)
         loss, correct, samples = distributed.sum_(self.sums()).tolist()
         self.loss_sum.zero_(), self.correct.zero_()
@@ -289,6 +290,8 @@ class Trainer:
             for name, split in (("val", self.dataset.val), ("test", self.dataset.test)):
                 if split is not None:
                     found = self.evaluate(split)
+                    if self.count == self.steps:
+                        diagnose.check_measures(self, name, found)
                     line |= {f"{name}_{key}": value for key, value in found.items()}
                     self.keep_best(name, found, line)
         self.tick()

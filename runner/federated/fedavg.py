@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runner import distributed, keyed
 from runner.dataset import Split
-from runner.diagnose import NonFinite
+from runner.diagnose import REMEDIES, NonFinite
 from runner.federated import Federated
 from runner.federated.clients import Clients, Crew, Updates
 from runner.federated.cores import one_thread, spread
@@ -172,6 +172,7 @@ class FedAvg(Federated):
         drawn = max(1, round(self.participation * self.count))
         self.plan = [self._draw(round_, drawn) for round_ in range(self.rounds)]
         self.buffers = [buffer.clone() for buffer in self.clients.buffers]
+        self.heard = False  # whether any answer was ever taken in
         self.begin_round()
         run.notices += self.clients.notices(nobodys=int((self.partition.owner < 0).sum()))
         run.steps, run.steps_per_epoch, run.unit = self.rounds, 1, "round"
@@ -242,6 +243,9 @@ class FedAvg(Federated):
             if name not in self.clients.hooks.named:
                 hook.step(trainer)
         trainer.count += 1
+        self.heard = self.heard or answers > 0
+        if trainer.count == self.rounds and self.refused and not self.heard:
+            raise NonFinite(f"in none of {self.rounds} rounds was a client's training finite: {REMEDIES}")
         if trainer.count % trainer.train.eval_every == 0 or trainer.count == self.rounds:
             report |= self._of_clients(trainer)
         trainer.report = report
@@ -391,6 +395,7 @@ class FedAvg(Federated):
             "size": self.size,
             "answered": self.answered,
             "refused": self.refused,
+            "heard": self.heard,
             "clients": self.clients.states,
             "round": {name: getattr(self, name) for name in self.STATE},
         }
@@ -400,7 +405,7 @@ class FedAvg(Federated):
         self.buffers = [value.to(own.device) for own, value in zip(self.buffers, state["buffers"], strict=True)]
         self.server.load_state_dict(state["server"])
         self.size, self.answered, self.refused = state["size"], list(state["answered"]), list(state["refused"])
-        self.clients.states = dict(state["clients"])
+        self.clients.states, self.heard = dict(state["clients"]), state["heard"]
         for name, value in state["round"].items():
             setattr(self, name, _where(getattr(self, name), value))
 

@@ -239,6 +239,8 @@ def check(node: dict, where: str, target: Any = None) -> None:
                 continue
             node[key] = value = settled(value, hint)
             if wrong := misfit(value, hint):
+                if wrong == "a mapping":
+                    wrong += f", in quotes for the shell: '{where}.{key}={{a: 1, b: 2}}'"
                 raise ConfigError(f"{where}.{key}={short(value)}: must be {wrong}")
     for name, parameter in known.items():
         if parameter.default is parameter.empty and name not in node and name not in CONTEXT:

@@ -101,5 +101,9 @@ def one_option(group: str) -> str:
 def _unreadable(word: str, error: Exception) -> str:
     if isinstance(error, ValueError) and "digits" in str(error):
         return f"{short(word)}: that number has too many digits"
+    word = word.lstrip("+")
+    key, _, value = word.partition("=")
+    if value.startswith("{"):
+        return f"cannot read '{short(word)}': a mapping goes in quotes for the shell: '{key}={{a: 1, b: 2}}'"
     reason = " ".join(str(error).splitlines()[:1])
     return f"cannot read '{short(word)}': {reason}; what holds brackets, commas or = goes in quotes: key='\"...\"'"

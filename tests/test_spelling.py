@@ -157,6 +157,13 @@ def test_a_mapping_that_is_given_whole_replaces_what_is_there():
     assert compose("federated=fedavg", "federated.server={lr: 0.5}")["federated"]["server"]["lr"] == 0.5  # a node
 
 
+@pytest.mark.parametrize("words", [["model.args={drop_rate:", "0.5}"], ["model.args=drop_rate:0.5", "model.args=b:2"]])
+def test_what_a_shell_made_of_a_mapping_says_how_to_write_it(words, capsys):
+    """Cut at a blank, or at a comma by a shell that expands braces."""
+    assert main([*TIMM, *words]) == 2
+    assert "in quotes for the shell: 'model.args={a: 1, b: 2}'" in capsys.readouterr().err
+
+
 def test_mappings_of_ones_own_options(tmp_path):
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "mine.yaml").write_text("# @package hook.mine\n_target_: a.B\nmap: {a: 1}\n")

@@ -537,6 +537,11 @@ def test_wrong_columns_are_named(folder, settings, words):
     [
         ({"id": None}, "dataset.id"),
         ({"mean": [0.5]}, "go together"),
+        ({"mean": [125.3], "std": [0.2]}, r"mean=\[125.3\] .* in units of 0..1"),
+        ({"mean": [0.5], "std": [63.0]}, "in units of 0..1"),
+        ({"mean": [0.5], "std": [0.0]}, "std above 0"),
+        ({"mean": [0.5], "std": [float("nan")]}, "in units of 0..1"),
+        ({"test_split": "train"}, "are both 'train', which would test on what was trained on"),
         ({"stream": True}, "needs dataset.size"),
         ({"random_crop": True}, "stream=true"),
         ({"resize": 8}, "dataset.size"),

@@ -91,6 +91,16 @@ class Hub(Dataset):
             raise ValueError("dataset.id is not given: the set's name on the hub, such as dataset.id=ylecun/mnist")
         if (mean is None) != (std is None):
             raise ValueError("dataset.mean and dataset.std go together: give both, or null for both")
+        if mean is not None and not (all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
+            raise ValueError(
+                f"dataset.mean={list(mean)} and dataset.std={list(std)} must be in units of 0..1, where 1 is the brightest "
+                "pixel, and std above 0"
+            )
+        if train_split == test_split:
+            raise ValueError(
+                f"dataset.train_split and dataset.test_split are both '{test_split}', which would test on what was "
+                "trained on; for a fixed fifth of it as the test split, dataset.test_split=null"
+            )
         if stream and (size is None or mean is None):
             raise ValueError("dataset.stream=true needs dataset.size, dataset.mean and dataset.std")
         if random_crop and not stream:

@@ -93,8 +93,8 @@ class Hub(Dataset):
             raise ValueError("dataset.mean and dataset.std go together: give both, or null for both")
         if mean is not None and not (all(0 <= m <= 1 for m in mean) and all(0 < s <= 1 for s in std)):
             raise ValueError(
-                f"dataset.mean={list(mean)} and dataset.std={list(std)} must be in units of 0..1, where 1 is the brightest "
-                "pixel, and std above 0"
+                f"dataset.mean={list(mean)} and dataset.std={list(std)} must be in units of 0..1, where 1 is the "
+                "brightest pixel, and std above 0"
             )
         if train_split == test_split:
             raise ValueError(

@@ -149,3 +149,13 @@ def test_packed_equals_alone(option):
     """Each run with bags of its own."""
     cells = [[*SMALL, f"loss={option}", "dataset.bag_size=4", f"seed={seed}"] for seed in range(2)]
     assert_pack_equals_alone(lambda cells: [trainer(*cell, double=True) for cell in cells], cells)
+
+
+def test_several_regression_targets_are_not_taken_for_shares_of_classes():
+    from types import SimpleNamespace
+
+    loss = AggregateResponse(bag=2)
+    for task, classes in (("regression", 1), ("classes", 3)):
+        assert loss.notices(SimpleNamespace(dataset=SimpleNamespace(task=task, classes=classes))) == []
+    with pytest.raises(ConfigError, match="takes one target a sample, and this data set has 3"):
+        loss.notices(SimpleNamespace(dataset=SimpleNamespace(task="regression", classes=3)))

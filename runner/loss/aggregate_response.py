@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from runner.batch import Batch, Output
+from runner.build import ConfigError
 from runner.loss import Loss, soft_targets, wide
 from runner.schema import Fraction
 
@@ -19,7 +20,7 @@ class AggregateResponse(Loss):
     The mean is over the samples of the bag that are in the (micro-)batch: all of them where train.batch_size is a
     multiple of dataset.bag_size, and so is its part for each device and micro-batch. The paper's private variant, with
     noise on a, is not here: its calibration was not to be found.
-    Logits (B, C) or (B, 1) give (B,).
+    Logits (B, C) or (B, 1) give (B,). ConfigError, before a run starts, for several regression targets a sample.
 
     Parameters
     ----------
@@ -34,6 +35,13 @@ class AggregateResponse(Loss):
         super().__init__()
         self.rho = rho
         self.bag = bag
+
+    def notices(self, run) -> list[str]:
+        if run.dataset.task == "regression" and run.dataset.classes > 1:  # which would be taken for shares of classes
+            raise ConfigError(
+                f"loss=aggregate_response takes one target a sample, and this data set has {run.dataset.classes}"
+            )
+        return []
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         f, y = wide(out.logits), batch.y

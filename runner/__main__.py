@@ -39,6 +39,7 @@ Flags:
   --config-dir DIR       a folder of your own options, laid out as conf/ is
   --again[=changed]      run anew what is there (=changed: what is of other code or data, or damaged), and keep
                          beside, in .earlier/, what was there
+  --plan                 what would be run, what of it is there, and the commands of the rest; nothing is run
   --cfg job              print the composed config and do nothing
   --version, --help, --hydra-help
 """
@@ -92,7 +93,19 @@ def _main(argv: list[str] | None) -> int:
             words.parse(word, sweep=bool({"-m", "--multirun"} & set(flags)) or seeds)
     except ConfigError as error:
         return _mistake(str(error))
-    if experiment_:
+    if "--plan" in flags:
+        from runner.sweep import plan
+
+        if again.wanted:
+            return _mistake("--plan shows what is there, and --again runs it anew: one of them")
+        flags.remove("--plan")
+        with plan.asked(folders[:-1]):
+            return _composed(flags, given, spelt, folders)
+    return _composed(flags, given, spelt, folders)
+
+
+def _composed(flags: list[str], given: list[str], spelt: list[str], folders: list[Path]) -> int:
+    if any(word.lstrip("+").startswith("experiment=") for word in given):
         from runner.sweep import experiment
 
         return experiment.main([*flags, *given], folders)
@@ -164,7 +177,7 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
     chosen = any(word.lstrip("+").startswith("hydra/launcher=") for word in argv)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # every run is shared by all processes: one after another
         return _hydra(argv if chosen else [*argv, "hydra/launcher=basic"], folders)
-    if chosen or not {"-m", "--multirun"} & set(argv):
+    if chosen or _planned() or not {"-m", "--multirun"} & set(argv):
         return _hydra(argv, folders)
     from runner.sweep import pool
 
@@ -173,6 +186,12 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
         return _hydra(argv, folders)
     finally:
         pool.cool()
+
+
+def _planned() -> bool:
+    """Whether `--plan` was asked for."""
+    plan = sys.modules.get("runner.sweep.plan")
+    return plan is not None and plan.wanted
 
 
 def _hydra(argv: list[str], folders: list[Path]) -> int:
@@ -285,6 +304,10 @@ def _job(cfg) -> float | None:
     except ConfigError as error:
         raise SystemExit(_mistake(str(error))) from None
     overrides = OmegaConf.to_container(hydra_config.overrides.task)
+    if _planned():
+        from runner.sweep import cells, plan
+
+        return plan.show([cells.Cell(config, overrides)])
     if hydra_config.mode.name == "RUN":  # a sweep has done it for all its runs
         try:
             for line in again.prepare([(config, folder(config))]):

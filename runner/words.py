@@ -12,8 +12,9 @@ VALUED |= {"--format": "png|pdf|svg"}  # of an experiment's figure: our own
 VALUED |= {"--config-path": "DIR", "-cp": "DIR", "--config-name": "NAME", "-cn": "NAME"}
 BARE = (
     "--help", "-h", "--hydra-help", "--version", "--list", "--multirun", "-m", "--run", "-r", "--resolve", "--info",
-    "-i", "--shell-completion", "-sc", "--experimental-rerun",
+    "-i", "--shell-completion", "-sc", "--experimental-rerun", "--plan",
 )  # fmt: skip
+MODES = ("--cfg", "-c", "--multirun", "-m", "--run", "-r", "--info", "-i", "--shell-completion", "-sc")  # one of them
 OPTIONAL = ("--info", "-i")  # which may have one of these values
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -45,6 +46,11 @@ def ordered(argv: Iterable[str]) -> tuple[list[str], list[str]]:
             "--format is of an experiment's figure; of a run's pictures: python -m runner.pictures outputs/NAME/ID "
             "--format pdf; of a sweep's: python -m runner.sweep.table outputs/NAME --format pdf"
         )
+    if "--plan" in flags and any(word.lstrip("+").startswith("hydra/sweeper=") for word in rest):
+        raise ConfigError("--plan: a sweeper that searches makes its runs up on the way")
+    modes = [word for word in flags if word.partition("=")[0] in MODES]
+    if len(modes) > 1:
+        raise ConfigError(f"{' and '.join(modes)} do not go together; the runs of a sweep are shown by --plan")
     if "--resolve" in flags and not any(flag.partition("=")[0] in ("--cfg", "-c") for flag in flags):
         raise ConfigError("--resolve goes with --cfg job, which prints the composed config")
     return flags, rest

@@ -54,6 +54,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from runner.build import ConfigError, check, suggest
 from runner.config import APART, APART_TRAIN, Sweep, identity, refuse_idle
 from runner.curves import FORMATS
@@ -61,6 +63,7 @@ from runner.listing import title
 from runner.record import sessions
 from runner.schema import Count, Natural, NonNegative
 from runner.spelling import spelled
+from runner.sweep import plan as planning
 from runner.sweep import table
 from runner.sweep.cells import Cell, Composer, anew, counted, distinct, done, stale, warn
 from runner.sweep.report import Block, Panel, Report, draw, save
@@ -142,6 +145,14 @@ def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> i
     except ConfigError as error:
         print(f"runner: {error}", file=sys.stderr)
         return 2
+    if plan.shows:
+        print(f"# {plan.title}: the first of {counted(len(plan.asked))}, {plan.asked[0]}")
+        print(yaml.safe_dump(_typed(plan.asked[0].config), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    if planning.wanted:
+        print(plan.title)
+        planning.show(plan.asked)
+        return 0
     before = sum(map(done, plan.asked))
     try:
         anew(plan.asked)
@@ -158,6 +169,11 @@ def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> i
     except OSError as error:
         print(f"runner: {error}", file=sys.stderr)
         return 1
+
+
+def _typed(config: dict) -> dict:
+    """A config as it could be typed: without what the engine adds."""
+    return {key: value for key, value in config.items() if key != "choices"}
 
 
 def carry_out(plan: "Plan", run: Callable | None) -> int:
@@ -202,6 +218,10 @@ def words_of(argv: list[str]) -> tuple[str, list[str], list[str]]:
     words, rest = [], iter(argv)
     for word in rest:
         flag, equals, _ = word.partition("=")
+        if flag in ("--cfg", "-c") and (word.partition("=")[2] if equals else next(rest, "")) != "job":
+            raise ConfigError("of an experiment there is --cfg job, the config of its first run")
+        if flag in ("--cfg", "-c", "--resolve"):
+            continue
         if flag in ("--config-dir", "-cd", "--format"):
             next(rest if not equals else iter(()), None)
         elif flag in ("-m", "--multirun"):
@@ -326,6 +346,7 @@ class Plan:
             raise ConfigError("an experiment starts processes of its own (sweep.jobs): leave torchrun out")
         self.name, self.typed, seeds = words_of(argv)
         self.format = format_of(argv)
+        self.shows = any(word.partition("=")[0] in ("--cfg", "-c") for word in argv)  # and runs nothing
         for folder in folders:
             if not folder.is_dir():
                 raise ConfigError(f"--config-dir {folder}: there is no such folder")

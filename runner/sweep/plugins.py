@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runner.build import ConfigError
 from runner.config import Sweep, refuse_idle
 from runner.sweep import cells as ends
-from runner.sweep import objective, pool
+from runner.sweep import objective, plan, pool
 from runner.sweep.cells import Cell, Composer
 from runner.sweep.progress import counting
 
@@ -104,6 +104,8 @@ class Checked(Sweeper):
         refuse_idle((cell.config, cell.overrides) for cell in cells)
         if not cells:
             raise ConfigError("the sweep has no runs: one of its ranges is empty")
+        if plan.wanted:
+            return plan.show(cells) or []
         place = Path(self.config.hydra.sweep.dir).expanduser().absolute()
         self.config.hydra.sweep.dir = str(place)
         place.mkdir(parents=True, exist_ok=True)

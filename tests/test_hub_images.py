@@ -46,7 +46,9 @@ def parquet(root: Path, train: list[bytes], test: list[bytes], labels=None) -> P
     (root / "data" / "tiny").mkdir(parents=True)
     for split, cells in (("train", train), ("test", test)):
         y = np.arange(len(cells)) % 2 if labels is None else labels[split]
-        table = pa.table({"image": [{"bytes": cell, "path": None} for cell in cells], "label": y})
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        column = pa.array([{"bytes": cell, "path": None} for cell in cells], kind)
+        table = pa.table({"image": column, "label": y})
         pq.write_table(table, root / "data" / "tiny" / f"{split}-0.parquet")
     return root
 
@@ -141,6 +143,20 @@ def test_kinds_of_pixels_are_what_datasets_decodes(name):
         theirs = theirs.convert("RGBA") if theirs.mode == "P" and "transparency" in theirs.info else theirs
         assert found.mode == expected
         assert np.array_equal(np.asarray(found), np.asarray(theirs.convert(expected)))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3), (None, 3)])
+def test_a_mode_that_the_column_declares_is_converted_into(tmp_path, mode, channels):
+    import pyarrow.parquet as pq
+
+    root = parquet(tmp_path, [encoded(Image.fromarray(SMOOTH), "png")] * 2, [encoded(Image.fromarray(SMOOTH), "png")])
+    for path in (root / "data" / "tiny").iterdir():
+        table = pq.read_table(path)
+        features = {"image": {"mode": mode, "_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        pq.write_table(table, path)
+    expected = np.asarray(Image.fromarray(SMOOTH).convert(mode or "RGB")).reshape(24, 36, channels)
+    assert np.array_equal(load(root).train.x[0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_a_cell_may_be_bytes_alone():

@@ -343,12 +343,14 @@ class Hub(Dataset):
 
     def _pixels(self, rows, split: str) -> tuple[Tensor, list]:
         """(N, C, H, W) uint8 and the labels as stored, in the order of the rows."""
+        declared = getattr((rows.features or {}).get(self.image), "mode", None)  # what `datasets` converts into
+        channels = self.channels or {"L": 1, "RGB": 3}.get(declared)
         pixels, labels, first = bytearray(), [], None
         for table in rows.with_format("arrow").iter(batch_size=1000):
             self._check_columns(table.column_names)
             for i, cell in enumerate(table[self.image].to_pylist(), start=len(labels)):
                 place = f"image {i} of split '{split}' of '{self.name}'"
-                image = decode(cell, self.channels, place)
+                image = decode(cell, channels, place)
                 image = image if self.size is None else centre(image, self.size, self.resize)
                 pixels += image.tobytes()
                 first = first or image

@@ -103,7 +103,8 @@ class Job:
             built = assemble(config, train, device, self.record)
         self.trainer, self.federated, self.transform, self.calibration = built
         self.trainer.notices += without_effect(config, overrides).values()
-        self.trainer.made = {**provenance.code(config), "data": self.trainer.dataset.record.get("fingerprint")}
+        data = self.trainer.dataset.record.get("fingerprint")
+        self.trainer.made = {"id": identity(config), **provenance.code(config), "data": data}
 
     @contextmanager
     def locked(self):
@@ -129,6 +130,8 @@ class Job:
             state = checkpoint.load(path)
             if not trainer.state_dict().keys() <= state.keys():
                 raise checkpoint.Damaged(f"{path} does not hold the state of a run")
+            if (of := (state.get("made") or {}).get("id", trainer.made["id"])) != trainer.made["id"]:
+                raise checkpoint.Damaged(f"{path} is of another run, {of}")
         except checkpoint.Damaged as damage:
             raise ConfigError(again.torn(str(damage), self.folder)) from damage
         if differ := provenance.changed(state.get("made"), trainer.made):

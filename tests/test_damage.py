@@ -125,6 +125,31 @@ def test_a_damaged_file_of_a_run_that_is_to_go_on(whole, tmp_path, kind, name, h
         assert any("best_val.pt" in line for line in result["notices"])
 
 
+@pytest.mark.parametrize("foreign", ["quantized", "plain, another lr", "format", "best_val.pt"])
+def test_a_checkpoint_of_another_run_or_version_is_named(whole, tmp_path, foreign):
+    words, _, begun = whole["plain"]
+    place = tmp_path / "runs" / begun.name
+    shutil.copytree(begun, place)
+    if foreign == "quantized":
+        shutil.copy(whole["quantized"][2] / "last.pt", place / "last.pt")
+        said = "last.pt is of another run"
+    elif foreign == "format":
+        torch.save(torch.load(place / "last.pt", weights_only=True) | {"format": 99}, place / "last.pt")
+        said = "last.pt is of format 99"
+    elif foreign == "best_val.pt":
+        shutil.copy(place / "best_val.pt", place / "last.pt")
+        said = "last.pt does not hold the state of a run"
+    else:
+        words = [*words, "optim.lr=0.123"]
+        place.rename(place.with_name(identity(compose(*words))))
+        said = f"last.pt is of another run, {begun.name}"
+    before = (tmp_path / "runs" / identity(compose(*words)) / "last.pt").read_bytes()
+    with pytest.raises(ConfigError, match=said) as caught:
+        run(compose(*words) | {"outputs_dir": str(tmp_path)}, words, say=quiet)
+    assert "best_val.pt" in one_line(caught.value, None)
+    assert (tmp_path / "runs" / identity(compose(*words)) / "last.pt").read_bytes() == before
+
+
 @pytest.mark.parametrize(("kind", "name"), FILES, ids=[name for _, name in FILES])
 @pytest.mark.parametrize("how", HOW)
 def test_a_damaged_file_of_a_run_that_is_done(whole, tmp_path, kind, name, how, capfd):

@@ -243,8 +243,8 @@ def warn(stale: dict[Path, str]) -> None:
     if stale:
         more = f"; and {counted(len(stale) - 1)} more" if len(stale) > 1 else ""
         print(f"{next(iter(stale.values()))}{more}", file=sys.stderr)
-        whose = "It is" if len(stale) == 1 else f"These {len(stale)} are"
-        print(f"{whose} left as it was and out of the table; --again=changed runs anew", file=sys.stderr, flush=True)
+        whose = "It is left as it was" if len(stale) == 1 else f"These {len(stale)} are left as they were"
+        print(f"{whose}, out of the table; --again=changed runs anew", file=sys.stderr, flush=True)
 
 
 def conclude(cells: list[Cell], why: dict[Path, str] | None = None) -> int:

@@ -28,7 +28,7 @@ NEEDS = {
     "eq_net": ["quantization.ends=same"],
 }
 SHAPE = [3, 16, 16]
-CLASSES = {"ensloss": 2}  # of a loss that is not defined for four
+CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four
 
 
 def words(group: str, option: str) -> list[str]:

@@ -80,6 +80,7 @@ ROWS = {
     "risk=prospect memory": Row(["risk=prospect"], [], SHORT, "comes after 3 steps, and there are 3", 3, ["risk=mean"]),
     "loss=elr memory": Row(["loss=elr"], [], SHORT, "comes after 3 steps, and there are 3", 3, ["observe"]),
     "loss=aldr_kl memory": Row(["loss=aldr_kl"], [], SHORT, "comes after 3 steps, and there are 3", 3, ["observe"]),
+    "loss=adaface t_alpha": Row(["loss=adaface"], ["loss.t_alpha=0.5"], ["loss.t_alpha=0.01"], "comes after 69 steps"),
     "loss=evidential begin": Row(
         ["loss=evidential"], ["loss.begin=2"], ["loss.begin=4"], "(begin=4) comes after 12 steps, and there are 12", 6
     ),
@@ -266,7 +267,7 @@ def test_one_line_a_thing():
 # ---- nothing is left out
 
 TIMES = {"begin", "delay", "epoch", "first", "lag", "memory", "milestones", "min_lookback", "o_end", "period", "start"}
-TIMES |= {"warmup", "decay"}  # the names of settings that decide when something begins to act
+TIMES |= {"warmup", "decay", "t_alpha"}  # the names of settings that decide when something begins to act
 # The others that are numbers; who adds a setting says here that it is none of the former, or writes a row above
 PLAIN = {
     "L", "M", "a", "alpha", "b", "before", "beta", "beta1", "beta2", "betas", "bits", "blocks", "budget",
@@ -278,7 +279,7 @@ PLAIN = {
     "lr_inputs", "lr_tune", "lr_weights", "m", "margin", "max_lookback", "max_m", "max_resolution", "min_resolution",
     "minimum", "momentum", "mu", "norm", "nu", "padding", "parameter", "participation", "partition_seed",
     "penalty", "percentile", "positive", "r", "ratio", "reg", "rho", "rounds", "s", "scale", "sharpness", "shift",
-    "sigma", "size", "skewness", "step", "steps", "subnets", "t_alpha", "tau", "temperature", "threshold", "tune",
+    "sigma", "size", "skewness", "step", "steps", "subnets", "tau", "temperature", "threshold", "tune",
     "v0", "warm", "weight", "weight_decay", "widen", "widths", "window", "word",
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """AdaFace."""
 
-from math import pi
+from collections.abc import Iterable
+from math import ceil, log, pi
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from runner import distributed
 from runner.batch import Batch, Output
 from runner.loss import Loss, wide
 from runner.loss.cosine import Cosines, margin_entropy
+from runner.reach import Begin
 from runner.schema import Fraction, NonNegative, Positive
 
 EPSILON = 1e-3
@@ -66,6 +68,12 @@ class AdaFace(Loss):
     @property
     def probabilities(self) -> bool:
         return self.m == 0
+
+    def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
+        if 0 < self.t_alpha < 1:
+            half = ceil(log(0.5) / log(1 - self.t_alpha))
+            what = f"half of the running mean and deviation at t_alpha={self.t_alpha:g}"
+            yield Begin(what, half, "for the most part they are the 20 and 100 that they start from")
 
     def head(self, out: Output) -> Output:
         return Output(self.s * self.cosines(out.features), out.features)

@@ -565,9 +565,10 @@ class Comparison(Report):
     @property
     def header(self) -> str:
         made = self.experiment
+        whose = "ours: " if self.printed else ""
         lines = [
             self.plan.title,
-            f"ours: {table.INTERVAL}, measured {table.RULES[made.select]}; seeds {','.join(map(str, made.seeds))}",
+            f"{whose}{table.INTERVAL}, measured {table.RULES[made.select]}; seeds {','.join(map(str, made.seeds))}",
         ]
         if self.printed:
             lines.append(

@@ -686,6 +686,7 @@ def serve(pipe, log: Path, environment: dict[str, str], threads: int) -> None:
         if pack == CHECK:
             number, cell = cells
             here.send("checked", number, *look(cell))
+            _tidy()
             continue
         print(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')}", *(f"{cell}  {cell.folder}" for cell in cells), sep="\n")
         if pack is None:
@@ -693,13 +694,20 @@ def serve(pipe, log: Path, environment: dict[str, str], threads: int) -> None:
             here.send("ended", 0, status, line)
         else:
             _packed(here, cells, pack)
-        gc.collect()
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        _tidy()
         if not here.stop:
             here.send("idle")
     if here.stop:
         sys.exit(128 + signal.Signals[here.stop])
+
+
+def _tidy() -> None:
+    """What the last task has left in memory goes."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def _alone(here: _Here, cell: Cell) -> tuple[str, str]:

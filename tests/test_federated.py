@@ -519,6 +519,21 @@ def test_a_process_that_is_killed(kills, of, cores, monkeypatch, tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_idle_processes_that_are_killed(count):
+    """Whatever they have in hand, or nothing, or are sending: every task is done once, and in its order."""
+    said, found = [], []
+    tasks = [[k] for k in range(9)]
+    for done in spread(lambda task: (task[0], torch.zeros(50_000)), tasks, count, lambda: None, said.append):
+        found.append(done[0])
+        if len(found) == 4:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGKILL)
+            time.sleep(0.1)
+    assert found == list(range(9)) and said
+    assert not multiprocessing.active_children()
+
+
 def test_an_error_in_a_process_is_the_runs(cores, monkeypatch):
     run, algorithm = federation(*SKEWED, "federated=fedavg", "federated.rounds=1", "federated.chunk=1")
     here, alone = os.getpid(), algorithm.clients.alone

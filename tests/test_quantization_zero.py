@@ -64,6 +64,23 @@ def test_a_layer_of_zeros_moves_and_learns(name, layer, zeroed):
     assert run.evaluate(run.dataset.test)["accuracy"] > least
 
 
+def test_an_observed_range_of_zeros_follows(zeroed):
+    zeroed(-1)
+    run = trainer(*words_of("lsq"), "quantization.learned=false")
+    train(run, 12)
+    assert run.evaluate(run.dataset.test)["accuracy"] > 0.7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lsq", "gaqat", "eq_net", "self_compression"])
+def test_a_vision_transformer_whose_head_starts_at_zero(name):
+    words = ["model=timm", "model.name=test_vit", "+model.args={img_size:8,patch_size:2,weight_init:jax}"]
+    run = trainer(*words, f"quantization={name}", "optim=adam", "optim.lr=0.002", "train.epochs=4")
+    assert not run.model.head.weight.any()
+    train(run, 4)
+    assert run.evaluate(run.dataset.test)["accuracy"] > 0.3  # in full precision 0.53 then
+
+
 @pytest.mark.parametrize("name", ["lsq", "gaqat", "eq_net", "self_compression"])
 def test_a_step_for_each_channel_where_some_are_zero(name, zeroed):
     zeroed(-1, slice(3, 7))

@@ -15,6 +15,7 @@ from runner.record import Died
 
 LOOK = 0.5  # seconds between two looks at whether to stop
 TRIES = 2  # of a task whose process was killed
+ALONE = "OMP_NUM_THREADS=1 trains all in this one"
 
 
 @contextmanager
@@ -41,56 +42,71 @@ def spread(
 
     tasks : clients each. work : its answers are pickled, and what else it changes is lost. Whatever it raises is raised
     here. look : called at least every `LOOK` seconds, to raise what ends the wait; the processes are killed then, as
-    they are where the caller takes no more answers. A task whose process is killed gets one more try, by the processes
-    that are left, or a new one after the last of them: what was short may have been memory. It is said by `tell`.
+    they are where the caller takes no more answers. A task whose process is killed gets one more try, by a new one and
+    alone, as what was short may have been memory; `tell` is told.
 
     Raises
     ------
     Died
-        Of a task two processes were killed.
+        Of a task two processes were killed, or more without one than there were at first.
     """
     context = multiprocessing.get_context("fork")
     hands: dict[connection.Connection, multiprocessing.Process] = {}
     busy: dict[connection.Connection, int] = {}  # the number of the task in hand
-    todo, deaths, answers, turn = deque(range(len(tasks))), Counter(), {}, 0
+    todo, again = deque(range(len(tasks))), deque()
+    deaths, idle_deaths, answers, turn = Counter(), 0, {}, 0
 
-    def hire() -> None:
+    def hire() -> connection.Connection:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(work, tasks, theirs, [ours, *hands]), daemon=True)
         process.start()
         theirs.close()
         hands[ours] = process
+        return ours
 
-    def bury(pipe: connection.Connection, index: int) -> None:
-        """Its process was killed with this task in hand."""
+    def bury(pipe: connection.Connection) -> str:
+        """A process that was killed. Returns how."""
         look()
         process = hands.pop(pipe)
-        busy.pop(pipe, None)
         pipe.close()
         process.join()
+        return f"killed (exit code {process.exitcode}; -9 is often a lack of memory)"
+
+    def give(pipe: connection.Connection, index: int) -> None:
+        nonlocal idle_deaths
+        try:
+            pipe.send(index)
+            busy[pipe] = index
+        except OSError:
+            how = bury(pipe)
+            todo.appendleft(index)
+            idle_deaths += 1
+            if idle_deaths > count:
+                raise Died(f"processes for clients are {how} again and again; {ALONE}") from None
+            tell(f"a process for clients was {how}")
+            if not hands:
+                hire()
+
+    def lost(pipe: connection.Connection) -> None:
+        """Its process was killed with a task in hand."""
+        how, index = bury(pipe), busy.pop(pipe)
         deaths[index] += 1
         who = f"client{'s' * (len(tasks[index]) > 1)} {', '.join(map(str, tasks[index]))}"
-        how = f"(exit code {process.exitcode}; -9 is often a lack of memory)"
         if deaths[index] == TRIES:
-            raise Died(
-                f"{TRIES} processes that trained {who} were killed {how}; OMP_NUM_THREADS=1 trains all in this one"
-            )
-        tell(f"a process that trained {who} was killed {how}: once more")
-        todo.appendleft(index)
-        if not hands:
-            hire()
+            raise Died(f"{TRIES} processes that trained {who} were {how}; {ALONE}")
+        tell(f"a process that trained {who} was {how}: once more")
+        again.append(index)
 
     try:
         for _ in range(count):
             hire()
         while turn < len(tasks):
-            for pipe in [pipe for pipe in hands if pipe not in busy]:
-                if todo and todo[0] < turn + 2 * count:  # so that few answers wait for an earlier one
-                    busy[pipe] = todo.popleft()
-                    try:
-                        pipe.send(busy[pipe])
-                    except OSError:
-                        bury(pipe, busy[pipe])
+            if again and not busy:
+                give(hire(), again.popleft())
+            elif not again and not any(deaths[index] for index in busy.values()):
+                for pipe in [pipe for pipe in hands if pipe not in busy]:
+                    if todo and todo[0] < turn + 2 * count:  # so that few answers wait for an earlier one
+                        give(pipe, todo.popleft())
             if turn in answers:
                 answer, error = answers.pop(turn)
                 if error is not None:
@@ -102,7 +118,7 @@ def spread(
                 try:
                     answer = pickle.loads(pipe.recv_bytes())
                 except (EOFError, OSError):
-                    bury(pipe, busy[pipe])
+                    lost(pipe)
                     continue
                 answers[busy.pop(pipe)] = answer
             look()

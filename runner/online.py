@@ -10,8 +10,8 @@ def reachable() -> str | None:
     """None where the hub answers at all, through the proxy where one is set; else why not, in one line."""
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
+    if any(getattr(told, "HF_HUB_OFFLINE", False) for told in (constants, sys.modules.get("datasets.config"))):
+        return "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
     except Exception as error:  # of whichever HTTP client the installed version uses

@@ -55,13 +55,15 @@ def test_pretrained_weights(cut_off):
         Timm((3, 32, 32), 10, "resnet10t", pretrained=True)
 
 
-def test_the_users_own_switch_is_respected(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+@pytest.mark.parametrize("told", [constants, datasets.config])
+def test_the_users_own_switch_is_respected(monkeypatch, told):
+    for flag in (constants, datasets.config):
+        monkeypatch.setattr(flag, "HF_HUB_OFFLINE", flag is told)
     monkeypatch.setattr("huggingface_hub.get_session", None)  # nobody is asked
-    assert reachable() == "HF_HUB_OFFLINE is set"
+    assert reachable() == "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"
     with at_once() as wrong:
-        assert wrong and constants.HF_HUB_OFFLINE
-    assert constants.HF_HUB_OFFLINE
+        assert wrong and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE
+    assert told.HF_HUB_OFFLINE
 
 
 def test_where_somebody_answers_nothing_is_changed(monkeypatch):
@@ -69,7 +71,8 @@ def test_where_somebody_answers_nothing_is_changed(monkeypatch):
         def head(self, url, timeout):
             assert url == constants.ENDPOINT and 0 < timeout <= 10
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for flag in (constants, datasets.config):
+        monkeypatch.setattr(flag, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_session", Session)
     with at_once() as wrong:
         assert wrong is None and not constants.HF_HUB_OFFLINE

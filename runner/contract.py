@@ -6,17 +6,20 @@ does not matter.
 """
 
 import io
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from runner import checkpoint
 from runner.build import ConfigError
 from runner.trial import guard, named
 
 STEPS = 3
+PATIENCE = 100  # steps in which an optimizer that gathers gradients first, as AdaShift does, must have moved a weight
 SIZE = 64  # elements of an elementwise optimizer's vector that are tried
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -44,14 +47,15 @@ def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Paramete
             raise refuse("replaces the weights' tensors, which must be changed in place")
         lr = max(group["lr"] for group in optimizer.param_groups)
         if lr > 0 and not tried.moved:
-            raise refuse(f"moves no weight in {STEPS} steps with a gradient")
-        if (odd := unsafe(tried.state)) is not None:
-            raise refuse(f"has {odd} in its state, which a checkpoint that is safe to open cannot hold")
+            raise refuse(f"moves no weight in {PATIENCE} steps with a gradient")
+        if (what := unsafe(tried.state)) is not None:
+            raise refuse(f"has {what} in its state, which a checkpoint that is safe to open cannot hold")
         with guard("optim", optimizer, "fails in load_state_dict, which resumes a run"):
             make(tried.params).load_state_dict(tried.state)
         checkpoint.restore_random_states(states)
-        if lr > 0 and Trial(make, params, few, factor=0.5).first == tried.first != tried.start:
-            return [f"optim: {named(optimizer)} does not read the 'lr' of its groups: no schedule acts on it"]
+        if lr > 0 and Trial(make, params, few, factor=0.5).end == tried.end:
+            first = f"in its first {tried.steps} steps"
+            return [f"optim: {named(optimizer)} does not go by the 'lr' of its groups {first}: schedules may not act"]
     except ConfigError as error:
         if _differentiates(error.__cause__):
             raise refuse(
@@ -76,10 +80,19 @@ def unsafe(state: dict) -> str | None:
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception:
-        kinds = (Tensor, int, float, str, bool, bytes, type(None))
-        odd = [type(leaf).__name__ for leaf in tree_leaves(small) if not isinstance(leaf, kinds)]
-        return f"a {odd[0]}" if odd else "a container"
+        return f"a {next(odd(small), 'container')}"
     return None
+
+
+def odd(value: Any) -> Iterator[str]:
+    """The classes in a state that are neither tensors nor plain."""
+    if type(value) in (dict, OrderedDict, defaultdict):
+        value = list(value.values())
+    if type(value) in (list, tuple):
+        for part in value:
+            yield from odd(part)
+    elif type(value) not in (Tensor, int, float, str, bool, bytes, type(None)):
+        yield type(value).__name__
 
 
 class Trial:
@@ -95,12 +108,16 @@ class Trial:
         self.start = self.sums()
         optimizer = make(self.params)
         rates = [group["lr"] * factor for group in optimizer.param_groups]
-        for step in range(STEPS if factor == 1 else 1):
+        self.steps = 0
+        while self.steps < (STEPS if not any(rates) or (self.steps and self.moved) else PATIENCE):
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr
             optimizer.step(self.closure)
-            self.first = self.sums() if step == 0 else self.first
-        self.moved = self.sums() != self.start
+            self.steps += 1
+            self.end = self.sums()
+            self.moved = self.end != self.start
+            if not self.asked:
+                break
         self.moved_house = places != [p.data_ptr() for p in self.params]
         self.state = optimizer.state_dict()
 

@@ -1,5 +1,7 @@
 """Optimizers of others: what the loop can train with it does, and what it cannot is one line before anything is run."""
 
+from collections import deque
+
 import pytest
 import torch
 
@@ -114,6 +116,30 @@ class Secret:
     pass
 
 
+class Gathers(Keywords):
+    """Moves nothing before it has seen some gradients, and starts with a learning rate of its own."""
+
+    def step(self, closure=None):
+        self.seen = getattr(self, "seen", 0) + 1
+        rates = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] *= (self.seen > 10) if self.seen < 12 else 1
+        try:
+            return super().step(closure)
+        finally:
+            for group, lr in zip(self.param_groups, rates, strict=True):
+                group["lr"] = lr
+
+
+class Warms(Keywords):
+    """Its first step has a rate of its own."""
+
+    def step(self, closure=None):
+        if not hasattr(self, "begun"):
+            self.begun, self.param_groups[0]["lr"] = True, 0.1
+        return super().step(closure)
+
+
 class Hoards(Keywords):
     """Keeps in its state what cannot be saved safely."""
 
@@ -130,6 +156,16 @@ class Matrices(Keywords):
         super().__init__(params, lr)
 
 
+class Queues(Keywords):
+    """Keeps past gradients in a queue, as AdaShift does."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p].setdefault("past", deque(maxlen=2)).append(p.grad.clone())
+        return loss
+
+
 class Own(Keywords):
     """Has its own learning rate."""
 
@@ -143,6 +179,11 @@ def made(name: str, *words: str):
 
 
 BARE = ["~optim.weight_decay", "~optim.dampening", "~optim.nesterov"]
+
+
+@pytest.mark.parametrize("name", ["Gathers", "Warms"])
+def test_what_takes_some_steps_to_begin_is_neither_refused_nor_said_to_be_deaf(name):
+    assert made(name, *BARE).notices == []
 
 
 @pytest.mark.parametrize("name", ["Keywords", "Forgets"])
@@ -183,6 +224,7 @@ def test_a_base_classs_own_arguments_are_neither_missing_nor_offered():
         ("Blind", "where gradients are off"),
         ("Rehouses", "replaces the weights' tensors"),
         ("Hoards", "has a Secret in its state"),
+        ("Queues", "has a deque in its state"),
     ],
 )
 def test_what_the_loop_cannot_do_is_one_line(name, why):
@@ -207,9 +249,7 @@ def test_a_constructor_that_refuses_the_parameters_is_one_line():
 
 def test_a_learning_rate_that_is_not_read_is_said():
     (line,) = made("Own", *BARE).notices
-    assert line.startswith("optim: Own (") and line.endswith(
-        "does not read the 'lr' of its groups: no schedule acts on it"
-    )
+    assert line.startswith("optim: Own (") and line.endswith("in its first 3 steps: schedules may not act")
 
 
 @pytest.mark.parametrize("name", ["Adam", "Adagrad", "RMSprop", "LBFGS", "Rprop", "NAdam"])

@@ -155,11 +155,11 @@ def test_damaged_checkpoints_are_one_line(source, tmp_path):
         shutil.copy(source / "best_val.pt", path.parent)
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
         with pytest.raises(
-            ConfigError, match=r"last\.pt (is no checkpoint|does not hold).*; beside it there is best_val.pt$"
+            ConfigError, match=r"last\.pt (is no checkpoint|is empty|does not hold|is damaged|cannot be read).*; beside it there is best_val.pt$"
         ):
             Start(str(path.parent))
     (tmp_path / "folder" / "last.pt").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="last.pt is no checkpoint, or damaged$"):
+    with pytest.raises(ConfigError, match="last.pt is a folder"):
         Start(str(tmp_path / "folder"))
 
 
@@ -168,7 +168,7 @@ def test_a_damaged_config_beside_it_is_one_line(source, tmp_path, content):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").write_text(content)
     shutil.copy(source / "last.pt", tmp_path)
-    with pytest.raises(ConfigError, match=r"\.hydra/config\.yaml is not ") as error:
+    with pytest.raises(ConfigError, match=r"\.hydra/config\.yaml is (not|damaged)") as error:
         Start(str(tmp_path))
     assert "\n" not in str(error.value)
 

@@ -154,9 +154,8 @@ def test_damaged_checkpoints_are_one_line(source, tmp_path):
         path.parent.mkdir()
         shutil.copy(source / "best_val.pt", path.parent)
         path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-        with pytest.raises(
-            ConfigError, match=r"last\.pt (is (no checkpoint|empty|damaged)|does not hold).*; beside it there is best_val.pt$"
-        ):
+        words = r"last\.pt (is (no checkpoint|empty|damaged)|does not hold).*; beside it there is best_val"
+        with pytest.raises(ConfigError, match=words):
             Start(str(path.parent))
     (tmp_path / "folder" / "last.pt").mkdir(parents=True)
     with pytest.raises(ConfigError, match="last.pt is a folder"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from runner import words
 from runner.build import ConfigError
 from runner.listing import GROUPS, conf_dir, listing, options
-from runner.output import unbreakable
+from runner.output import loading, unbreakable
 from runner.spelling import spelled
 
 USAGE = """\
@@ -105,6 +105,7 @@ def _main(argv: list[str] | None) -> int:
 
 
 def _composed(flags: list[str], given: list[str], spelt: list[str], folders: list[Path]) -> int:
+    loading()
     if any(word.lstrip("+").startswith("experiment=") for word in given):
         from runner.sweep import experiment
 

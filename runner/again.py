@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from runner import provenance
+from runner import output, provenance
 from runner.build import ConfigError
 from runner.record import finished, history, sessions
 
@@ -82,7 +82,10 @@ def greeting(config: dict, result: dict, place: Path) -> str:
     last = (sessions(place) or [{}])[-1]
     when = result.get("finished") or last.get("start") or "at a time that is not recorded"
     by = provenance.commit(made or {"git": last.get("git")})
-    lines = [f"already done, nothing to do: {place}", f"done    {str(when).replace('T', ' ')[:16]} by {by}"]
+    lines = [
+        f"already done, nothing to do: {output.near(place)}",
+        f"done    {str(when).replace('T', ' ')[:16]} by {by}",
+    ]
     lines += [f"note    {line}" for line in provenance.drifted(made, provenance.code(config))]
     return "\n".join([*lines, "again   the same command with --again; what is there is kept beside"])
 

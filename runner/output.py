@@ -6,8 +6,11 @@ Everything here that speaks (prints, progress bars, warnings, tracebacks) writes
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class Quiet:
@@ -82,3 +85,34 @@ def at_once(line: str) -> None:
     """A line for the user from within a signal's handler, where the streams may be in the middle of a write."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
+
+
+def fitted(text: str) -> str:
+    """Lines as wide as the terminal, where that is what they go to: a span's line (epoch, round) loses its last fields,
+    which metrics.jsonl has, any other goes on below, set in. As they are where they go to a file or a pipe."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(shutil.get_terminal_size().columns, 40)
+    return "\n".join(_fitted(line, width) for line in text.split("\n"))
+
+
+def _fitted(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    if line.startswith(("epoch ", "round ")):
+        while len(line) > width and "  " in line.strip():
+            line = line.rpartition("  ")[0].rstrip()
+        return line
+    kept = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 8, **kept))
+
+
+def loading() -> None:
+    """On a terminal, at once: a word that the next line takes the place of, while what is heavy is imported."""
+    if sys.stdout.isatty() and sys.stderr.isatty() and "torch" not in sys.modules:
+        print("loading ...", end="\r", file=sys.stderr, flush=True)
+
+
+def near(path: Path) -> str:
+    """A path from the working folder where it lies below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -46,6 +46,7 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
     Stopped
         After SIGINT, SIGTERM or SIGHUP, with the state saved.
     """
+    say = spoken if say is print else say
     tell = say if distributed.rank == 0 else lambda *_: None
     place = folder(config)
     trouble, result = distributed.from_first(_found(config, place) if distributed.rank == 0 else None)
@@ -69,8 +70,12 @@ def run(config: dict, overrides: list[str], say=print) -> dict:
             result = job.finish()
         except Interrupted as name:
             raise Stopped(str(name)) from None
-    tell(f"{summary(result)}\n{place}")
+    tell(f"{summary(result)}\n{output.near(place)}")
     return result
+
+
+def spoken(text: str) -> None:
+    print(output.fitted(text), flush=True)
 
 
 def _found(config: dict, place: Path) -> tuple[str | None, dict | None]:
@@ -439,7 +444,7 @@ class _Bar:
 
     @contextmanager
     def shown(self, trainer: Trainer):
-        if distributed.rank == 0 and self.say is print and sys.stderr.isatty():
+        if distributed.rank == 0 and self.say is spoken and sys.stderr.isatty():
             from tqdm import tqdm
 
             with tqdm(
@@ -453,9 +458,7 @@ class _Bar:
 
     def tell(self, line: str) -> None:
         if self.bar is not None:
-            self.bar.write(line)
-        elif self.say is print:
-            print(line, flush=True)
+            self.bar.write(output.fitted(line))
         else:
             self.say(line)
 
@@ -480,7 +483,7 @@ def _heading(config: dict, overrides: list[str], job: Job, place: Path) -> str:
         split = getattr(data, name)
         sizes.append(f"{len(split) if split else 0:,} {name}")
     lines = [
-        f"run     {place}",
+        f"run     {output.near(place)}",
         f"options {chosen} {lists}".rstrip(),
         f"data    {', '.join(sizes)}{_damage(data.record)}",
         f"model   {trainer.weights.count:,} parameters on {trainer.device} in {trainer.precision.name}, "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.listing import GROUPS
+from runner.output import near
 
 
 @dataclass
@@ -185,14 +186,6 @@ def distinct(cells: Iterable[Cell]) -> list[Cell]:
 def home(cells: list[Cell]) -> Path:
     """The folder that holds the folders of all cells."""
     return Path(os.path.commonpath([cell.folder.parent for cell in cells]))
-
-
-def near(path: Path) -> str:
-    """Relative where that is shorter."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def done(cell: Cell) -> bool:

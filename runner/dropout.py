@@ -58,6 +58,13 @@ class Draws:
             self.generators.append(torch.cuda.default_generators[index])
         self.foreign = any(type(part).__module__.partition(".")[0] not in ("torch", "runner") for part in parts)
 
+    def seed(self, seed: int) -> None:
+        """Begin anew, in whichever process."""
+        for generator in self.generators:
+            generator.manual_seed(seed)
+        if self.foreign:
+            np.random.seed(seed % 2**32), random.seed(seed)
+
     def where(self) -> tuple:
         others = (np.random.get_state(), random.getstate()) if self.foreign else None
         return self.masks.forwards, [generator.get_state() for generator in self.generators], others

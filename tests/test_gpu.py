@@ -13,6 +13,8 @@ from runner import checkpoint
 from runner.record import Stopped
 from runner.trainer import Trainer
 from scripts.bench.cases import CIFAR, Case, build
+from tests.test_passes import MODEL as DRAWING
+from tests.test_passes import advance
 from tests.tiny import SMALL, trainer
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, which an earlier test may cause
@@ -63,6 +65,16 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """|found - expected| / |expected| over all parameters."""
     error = sum((found[name] - expected[name]).square().sum() for name in expected)
     return (error / sum(value.square().sum() for value in expected.values())).sqrt().item()
+
+
+# ---- random numbers
+
+
+@pytest.mark.parametrize("layer", ["dropout", "functional dropout", "gaussian noise", "rrelu"])
+def test_passes_of_a_step_draw_the_same_on_the_gpu(layer):
+    words = [*DRAWING, f"+model.layer='{layer}'", "device=cuda", "train.precision=fp32", "train.deterministic=true"]
+    plain, around = (advance(trainer(*words, *own))[0] for own in (["optim=sgd"], ["optim=sam", "sharpness.rho=0"]))
+    assert torch.equal(plain, around)
 
 
 # ---- precision

@@ -229,3 +229,15 @@ def test_an_overflow_away_from_w_leaves_the_weights_at_w():
     run.precision.scale = LossScale(1.0)
     run.step(batch)
     assert any(not torch.equal(a, b) for a, b in zip(run.loss.buffers(), memory, strict=True))  # noted after all
+
+
+@pytest.mark.parametrize("layer", ["functional dropout", "numpy", "python"])
+def test_what_a_client_draws_is_its_own_whatever_was_drawn_before(layer):
+    words = [*MODEL, f"+model.layer='{layer}'", "federated=fedavg", "federated.clients=2", "federated.rounds=1"]
+    run = trainer(*words)
+    clients, start = run.hooks.named["federated"].clients, run.weights.clone()
+    deltas = []
+    for _ in range(2):
+        deltas.append(clients.alone(1, 0, start, [buffer.clone() for buffer in clients.buffers]).delta)
+        torch.rand(1), np.random.rand(), random.random()
+    assert torch.equal(*deltas)

@@ -187,9 +187,7 @@ class Clients:
         run.loss_sum.zero_(), run.correct.zero_()
         hooks, run.hooks = run.hooks, self.hooks
         if len(self.rows) > 1:  # what third-party code draws is the client's own, in whichever process
-            torch.default_generator.manual_seed(
-                int(keyed.generator(self.seed, "client", client, round_).integers(2**62))
-            )
+            run.draws.seed(int(keyed.generator(self.seed, "client", client, round_).integers(2**62)))
         try:
             for batch in self.batches(client, run.count, min(steps, limit or steps)):
                 skipped = scale.skipped if scale else 0

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -24,6 +25,7 @@ from runner.schema import Range
 from runner.sweep.cells import Cell, done
 from runner.sweep.decision import Decision
 from runner.sweep.elsewhere import in_use
+from runner.sweep.progress import counting
 from runner.trainer import Trainer
 
 __all__ = ["Unpackable", "groups", "together"]
@@ -40,7 +42,7 @@ SHARE = 0.25  # of the free memory that one pack may take
 def groups(cells: list[Cell]) -> list[list[Cell]]:
     """The cells in the order given, those together that differ in nothing but their seed and numbers of type float."""
     found: dict[str, list[Cell]] = {}
-    for cell in cells:
+    for cell in counting(cells, len(cells), "compared"):
         found.setdefault(json.dumps(structure(cell.config), sort_keys=True), []).append(cell)
     return list(found.values())
 
@@ -57,14 +59,13 @@ def structure(config: dict) -> dict:
 
 
 def _structure(node: dict, where: str) -> dict:
-    known, _ = parameters(locate(node["_target_"], where))
-    found = {}
+    floating, found = _floats(locate(node["_target_"], where)), {}
     for key, value in node.items():
         if isinstance(value, dict) and "_target_" in value:
             found[key] = _structure(value, f"{where}.{key}")
         elif key == "damage_seed" and value is not None:
             found[key] = "seed"
-        elif key in known and where != "model" and (kind := number(value, known[key])):
+        elif key in floating and where != "model" and (kind := number(value)):
             # a term that an optimizer leaves out at zero has no state there
             found[key] = f"{kind} (zero)" if where == "optim" and value == 0 else kind
         else:
@@ -72,8 +73,9 @@ def _structure(node: dict, where: str) -> dict:
     return found
 
 
-def number(value: Any, parameter) -> str | None:
-    """A placeholder for a float, or for several, by the constructor's annotation or default; None for anything else."""
+@lru_cache(maxsize=1024)
+def _floats(target: Any) -> frozenset[str]:
+    """The keys that take a float, by the constructor's annotation or default."""
 
     def is_float(hint: Any) -> bool:
         if get_origin(hint) is Annotated:
@@ -81,10 +83,15 @@ def number(value: Any, parameter) -> str | None:
             return is_float(base) and not any(isinstance(extra, Range) and extra.alike for extra in extras)
         return hint is float or any(is_float(part) for part in get_args(hint))
 
-    hint = parameter.annotation
-    wanted = type(parameter.default) is float if hint is parameter.empty else is_float(hint)
-    if not wanted:
-        return None
+    def takes(parameter) -> bool:
+        hint = parameter.annotation
+        return type(parameter.default) is float if hint is parameter.empty else is_float(hint)
+
+    return frozenset(key for key, parameter in parameters(target)[0].items() if takes(parameter))
+
+
+def number(value: Any) -> str | None:
+    """A placeholder for a float, or for several; None for anything else."""
     numbers = value if isinstance(value, list) else [value]
     if not numbers or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
         return None

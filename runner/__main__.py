@@ -88,6 +88,7 @@ def _main(argv: list[str] | None) -> int:
     experiment_ = any(word.lstrip("+").startswith("experiment=") for word in given)
     spelt = spelled(given, folders, sweep=experiment_ or bool({"-m", "--multirun"} & set(flags)))
     try:
+        words.once(given)
         for word in spelt if not {"--hydra-help", "--shell-completion", "-sc"} & set(flags) else []:
             seeds = experiment_ and word.startswith("seed=")
             words.parse(word, sweep=bool({"-m", "--multirun"} & set(flags)) or seeds)

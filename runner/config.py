@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from runner.build import ConfigError, check, fits, idle, locate, misfit, settled, short
+from runner.build import ConfigError, check, fits, idle, locate, misfit, settled, short, suggest
 from runner.listing import GROUPS, MANY
 from runner.schema import Count, Natural, Positive, When
 
@@ -92,7 +92,8 @@ def check_all(config: dict) -> None:
     for key in root:
         if key not in known:
             shown = ", ".join([*known, "train", "sweep"])
-            raise ConfigError(f"no key '{key}'. At the top level there are: {shown} and the groups")
+            hint = suggest(key, (*known, "train", "sweep", "experiment", *GROUPS))
+            raise ConfigError(f"no key '{key}'.{hint} At the top level there are: {shown} and the groups")
     hints = typing.get_type_hints(Root, include_extras=True)
     for key in known:
         if key not in root:

@@ -39,7 +39,8 @@ def ordered(argv: Iterable[str]) -> tuple[list[str], list[str]]:
             if word in OPTIONAL and left and left[0] in INFO:
                 flags.append(left.pop(0))
         else:
-            raise ConfigError(f"no flag '{word}'.{suggest(flag, (*BARE, *VALUED))} See --help")
+            known = (*BARE, *VALUED, "--again")
+            raise ConfigError(f"no flag '{word}'.{suggest(flag, known)} See --help")
     formats = any(flag.partition("=")[0] == "--format" for flag in flags)
     if formats and not any(word.lstrip("+").startswith("experiment=") for word in rest):
         raise ConfigError(
@@ -54,6 +55,20 @@ def ordered(argv: Iterable[str]) -> tuple[list[str], list[str]]:
     if "--resolve" in flags and not any(flag.partition("=")[0] in ("--cfg", "-c") for flag in flags):
         raise ConfigError("--resolve goes with --cfg job, which prints the composed config")
     return flags, rest
+
+
+def once(words: Iterable[str]) -> None:
+    """ConfigError where options of a group of which a run may have any number are chosen twice: the first are lost."""
+    chosen: dict[str, list[str]] = {}
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if key in MANY and not word.startswith("~"):
+            chosen.setdefault(key, []).append(value.strip("[]"))
+    for key, values in chosen.items():
+        if len(values) > 1:
+            raise ConfigError(
+                f"{key}= stands there twice, and the later would take the place: {key}=[{','.join(values)}]"
+            )
 
 
 def parse(word: str, sweep: bool = True) -> Any:

@@ -89,6 +89,18 @@ def test_an_odd_word_is_one_line(word, expected, said):
         (["--config-dir"], "--config-dir needs a value: --config-dir DIR"),
         (["seed=1", "--cfg"], "--cfg needs a value: --cfg job"),
         (["--resolve"], "--resolve goes with --cfg job"),
+        (["--agian"], "no flag '--agian'. Did you mean '--again'?"),
+        (
+            ["hook=ema", "hook=[clip,drw]"],
+            "hook= stands there twice, and the later would take the place: hook=[ema,clip,drw]",
+        ),
+        (["+experiments=a/b"], "no key 'experiments'. Did you mean 'experiment'?"),
+        (["+experiment"], "'+experiment' is not an override: write key=value"),
+        (
+            ["+experiment=pezeshki2021/tabel1"],
+            "no experiment 'pezeshki2021/tabel1'. Did you mean 'pezeshki2021/table1'?",
+        ),
+        (["loss=Poly"], "no loss named 'Poly'. Did you mean 'poly'?"),
         (["seed=1", "--lits"], "no flag '--lits'. Did you mean '--list'?"),
         (["--config-drr=a"], "no flag '--config-drr=a'. Did you mean '--config-dir'?"),
     ],

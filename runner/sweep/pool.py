@@ -756,13 +756,14 @@ def _stopped(here: _Here) -> tuple[str, str]:
 
 
 def _line(error: BaseException) -> str:
-    """The error in a line, after its traceback in the log."""
+    """The error in a line, with the user's file where it comes from one, after its traceback in the log."""
+    from runner.blame import blame, own_frame
     from runner.build import ConfigError
 
     if isinstance(error, ConfigError):
         return str(error)
     traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"
+    return blame(error) if own_frame(error) else f"{type(error).__name__}: {error}"
 
 
 def _notes(here: _Here, text: str) -> None:

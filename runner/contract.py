@@ -35,6 +35,8 @@ def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Paramete
     def refuse(why: str) -> ConfigError:
         return ConfigError(f"optim: {named(optimizer)} {why}; choose another, such as optim=adamw")
 
+    if not all(isinstance(group["lr"], int | float | Tensor) for group in optimizer.param_groups):
+        raise refuse("has no number for 'lr' in its groups, which the schedule multiplies: set optim.lr")
     if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
         raise refuse("has train() and eval(): it evaluates other weights than it trains, between which no run switches")
     states = checkpoint.random_states()

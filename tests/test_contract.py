@@ -54,6 +54,13 @@ class NoGroups(Keywords):
         Base.__init__(self, params, {"max_lr": max_lr})
 
 
+class NoRate(Keywords):
+    """Finds its own step size where it is given none."""
+
+    def __init__(self, params, lr: float | None = None, **kwargs):
+        super().__init__(params, lr=lr)
+
+
 class Modes(Keywords):
     def train(self): ...
     def eval(self): ...
@@ -239,6 +246,13 @@ def test_groups_without_a_learning_rate_are_one_line():
         ConfigError, match="optim: NoGroups .* has no 'lr' in its param_groups, which the schedule sets"
     ):
         trainer(*SMALL, "optim._target_=tests.test_contract.NoGroups", "~optim.lr", "~optim.momentum", *BARE)
+
+
+def test_a_learning_rate_of_none_is_one_line():
+    words = [*SMALL, "optim._target_=tests.test_contract.NoRate", "~optim.momentum", *BARE]
+    with pytest.raises(ConfigError, match="optim: NoRate .* has no number for 'lr' in its groups.*set optim.lr"):
+        trainer(*words, "optim.lr=null")
+    trainer(*words, "optim.lr=0.1")
 
 
 def test_a_constructor_that_refuses_the_parameters_is_one_line():

@@ -301,7 +301,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         optimizer=optimizer,
         schedule=build(config["schedule"], "schedule"),
         sharpness=sharpness,
-        hooks=Hooks(federated.among(hooks)),
+        hooks=Hooks(trial.among(federated, hooks)),
         precision=precision,
         masks=masks,
         train=train,

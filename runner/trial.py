@@ -23,6 +23,7 @@ from runner.blame import HERE, blame, own_frame, source
 from runner.build import ConfigError, locate
 from runner.config import LISTS, SINGLES
 from runner.diagnose import NonFinite
+from runner.federated import Federated
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.precision import Overflow, Precision
@@ -146,6 +147,17 @@ def attributes(optimizer: torch.optim.Optimizer, sharpness: Sharpness) -> None:
         raise ConfigError(f"sharpness: {named(sharpness)}.m must be a number of samples or None, got {_kind(m)}")
     if not all("lr" in group for group in optimizer.param_groups):
         raise ConfigError(f"optim: {named(optimizer)} has no 'lr' in its param_groups, which the schedule sets")
+
+
+def among(federated: Federated, hooks: dict[str, Hook]) -> dict[str, Hook]:
+    """`federated.among(hooks)`. Raises ConfigError where that is no dict of hooks, or where there is no training."""
+    with guard("federated", federated, "fails in among"):
+        found = federated.among(hooks)
+    if not isinstance(found, dict) or not all(isinstance(hook, Hook) for hook in found.values()):
+        raise wrong("federated", federated, "among", "a dict of the run's hooks", found)
+    if type(federated).run is Federated.run:
+        raise ConfigError(f"federated: {named(federated)} defines no run(trainer), the whole of training")
+    return found
 
 
 # ---- for a run with parts of others

@@ -20,6 +20,7 @@ from dataclasses import replace
 from contextlib import contextmanager
 from runner.augment import Augment
 from runner.batch import Batch, Output, Pass
+from runner.federated import Federated
 from runner.hook import Hook
 from runner.loss import Loss
 from runner.quantization import Transform
@@ -135,6 +136,18 @@ class Own(Hook):
         self.count = state["count"]
 """,
     ),
+    "federated": (
+        ["federated._target_={}"],
+        """
+class Own(Federated):
+    def among(self, hooks):
+        return {**hooks, "federated": self}
+    def start(self, run):
+        pass
+    def run(self, trainer):
+        trainer.fit()
+""",
+    ),
     "augment": (
         ["+augment.own._target_={}"],
         """
@@ -150,6 +163,7 @@ class Own(Augment):
 BODY = "        super().__init__()\n        self.head = nn.Linear(64, classes)\n"
 OUT = "        return Output(self.head(x.flatten(1)), x.flatten(1))\n"
 SEAM = "must return runner.batch.Output(logits, features)"
+AMONG = 'return {**hooks, "federated": self}'
 WRONG = {
     "model": [
         (OUT, "        return None\n", f"Own (FILE).forward {SEAM}, got None"),
@@ -184,14 +198,14 @@ WRONG = {
         (
             OUT,
             "        sys.exit(0)\n",
-            "does not take a batch of (2, 1, 8, 8): SystemExit: 0 (FILE, line 25, in forward)",
+            "does not take a batch of (2, 1, 8, 8): SystemExit: 0 (FILE, line 26, in forward)",
         ),
         (OUT, "        x.mul_(2)\n" + OUT, "Own (FILE).forward changes what it is given in place"),
         (BODY, "        super().__init__()\n        self.head = lambda x: x[:, :10]\n", "there is nothing to train"),
         (
             BODY,
             "        raise KeyError('no key')\n",
-            "model: Own cannot be built: KeyError: 'no key' (FILE, line 22, in",
+            "model: Own cannot be built: KeyError: 'no key' (FILE, line 23, in",
         ),
         (
             BODY,
@@ -216,8 +230,8 @@ WRONG = {
             "Own (FILE).forward returns a value without a gradient",
         ),
         ("return ce(out, batch)", "return ce(out, batch).tolist()", "got an object of list"),
-        ("return ce(out, batch)", "return 1 / 0", "ZeroDivisionError: division by zero (FILE, line 22, in forward)"),
-        ("return ce(out, batch)", "sys.exit()", "SystemExit (FILE, line 22, in forward)"),
+        ("return ce(out, batch)", "return 1 / 0", "ZeroDivisionError: division by zero (FILE, line 23, in forward)"),
+        ("return ce(out, batch)", "sys.exit()", "SystemExit (FILE, line 23, in forward)"),
         (
             "return ce(out, batch)",
             "return out.logits @ out.logits",
@@ -246,7 +260,7 @@ WRONG = {
         ),
         ("return losses.mean()", "return losses.mean().long()", "got a tensor of () in int64"),
         ("return losses.mean()", "return losses.means()", "cannot take losses of (2,): AttributeError"),
-        ("return losses.mean()", "raise SystemExit('bye')", "SystemExit: bye (FILE, line 22, in forward)"),
+        ("return losses.mean()", "raise SystemExit('bye')", "SystemExit: bye (FILE, line 23, in forward)"),
         ("return losses.mean()", "losses.data.fill_(1); losses.detach().mul_(2); return losses.mean()", "in place"),
         ("        pass\n", "        return losses\n", "Own (FILE).observe must return nothing"),
         ("        pass\n", "        losses[9999]\n", "fails in observe: IndexError"),
@@ -260,9 +274,9 @@ WRONG = {
         (
             "        return loss\n",
             "        raise RuntimeError('a bug')\n",
-            "RuntimeError: a bug (FILE, line 28, in step)",
+            "RuntimeError: a bug (FILE, line 29, in step)",
         ),
-        ("        return loss\n", "        sys.exit(3)\n", "SystemExit: 3 (FILE, line 28, in step)"),
+        ("        return loss\n", "        sys.exit(3)\n", "SystemExit: 3 (FILE, line 29, in step)"),
         ('{"lr": lr}', "lr", "optim: Own cannot be built: "),
         ('{"lr": lr}', "{}", "optim: Own (FILE) has no 'lr' in its param_groups"),
         (
@@ -298,7 +312,7 @@ WRONG = {
         ("return first", "weights.data.zero_(); return first", "must leave the weights as they were"),
         ("first = closure()", "first = closure(1, 2, 3, 4, 5, 6)", "fails: TypeError"),
         ("return first", "return first.missing", "fails: AttributeError"),
-        ("return first", "sys.exit(1)", "fails: SystemExit: 1 (FILE, line 26, in __call__)"),
+        ("return first", "sys.exit(1)", "fails: SystemExit: 1 (FILE, line 27, in __call__)"),
         ("weights.grad, 0.01", "weights.grad[:3], 0.01", "fails: RuntimeError"),
         ("    def __call__", "    m = 'many'\n    def __call__", "m must be a number of samples or None, got 'many'"),
         ("    def __call__", "    m = 0\n    def __call__", "m must be a number of samples or None, got 0"),
@@ -313,7 +327,7 @@ WRONG = {
         ),
         ("return model\n    def convert", "return model, 1\n    def convert", "got an object of tuple"),
         ("return model\n    def convert", "return 1 / 0\n    def convert", "ZeroDivisionError: division by zero (FILE"),
-        ("return model\n    def convert", "sys.exit()\n    def convert", "SystemExit (FILE, line 22, in prepare)"),
+        ("return model\n    def convert", "sys.exit()\n    def convert", "SystemExit (FILE, line 23, in prepare)"),
         ("return model\n    def convert", "return nn.Flatten()\n    def convert", "must return runner.batch.Output"),
         ("return model\n    def convert", "raise ValueError('no')\n    def convert", "quantization: no"),
         (
@@ -357,7 +371,7 @@ WRONG = {
             "changes what it is given in",
         ),
         ("        self.count += 1\n", "        self.count += self.nothing\n", "fails in step: AttributeError"),
-        ("        self.count += 1\n", "        sys.exit(0)\n", "fails in step: SystemExit: 0 (FILE, line 35, in step)"),
+        ("        self.count += 1\n", "        sys.exit(0)\n", "fails in step: SystemExit: 0 (FILE, line 36, in step)"),
         (
             "def gradient(self, run):\n        pass",
             "def gradient(self, run):\n        return run.weights.grad * 2",
@@ -385,7 +399,7 @@ WRONG = {
         ("        return x\n", "        return x[:3]\n", "got a tensor of (3, 1, 8, 8)"),
         ("        return x\n", "        return x.expand(-1, 3, -1, -1)\n", "got a tensor of (8, 3, 8, 8)"),
         ("        return x\n", "        return x.nothing\n", "fails in pixels: AttributeError"),
-        ("        return x\n", "        sys.exit(0)\n", "fails in pixels: SystemExit: 0 (FILE, line 22, in pixels)"),
+        ("        return x\n", "        sys.exit(0)\n", "fails in pixels: SystemExit: 0 (FILE, line 23, in pixels)"),
         (
             "        return batch\n",
             "        return None\n",
@@ -399,6 +413,24 @@ WRONG = {
             "class Own(Augment):",
             "class Own(Augment):\n    def __init__(self): 1 / 0",
             "augment.own: Own cannot be built: Zero",
+        ),
+    ],
+    "federated": [
+        (AMONG, "return None", "Own (FILE).among must return a dict of the run's hooks, got None"),
+        (AMONG, "return list(hooks)", "among must return a dict of the run's hooks, got an object of list"),
+        (AMONG, "return {'a': self.among}", "among must return a dict of the run's hooks"),
+        (AMONG, "return hooks['none']", "fails in among: KeyError: 'none' (FILE, line 23, in among)"),
+        (AMONG, "sys.exit(0)", "fails in among: SystemExit: 0 (FILE, line 23, in among)"),
+        ("        pass\n", "        run.nothing\n", "object has no attribute 'nothing' (FILE, line 25, in start)"),
+        ("        pass\n", "        raise ValueError('not with this')\n", "federated: not with this"),
+        ("        pass\n", "        sys.exit(1)\n", "SystemExit: 1 (FILE, line 25, in start)"),
+        ("def run", "def rnu", "Own (FILE) defines no run(trainer), the whole of training"),
+        ("among(self, hooks)", "among(self)", "fails in among: TypeError"),
+        ("(Federated)", "(Hook)", "Own (FILE) is no runner.federated.Federated"),
+        (
+            "    def among",
+            "    def __init__(self): 1 / 0\n    def among",
+            "federated: Own cannot be built: ZeroDivision",
         ),
     ],
 }
@@ -460,5 +492,5 @@ def test_a_bug_that_shows_later_is_a_line_too(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_later.py").write_text(HEAD + RIGHT["hook"][1].replace("self.count += 1", "[1, 2, 3][run.count]"))
     assert main(["+hook.own._target_=own_later.Own", *BASE]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("runner: IndexError: list index out of range (own_later.py, line 35, in step); in full: ")
+    assert line.startswith("runner: IndexError: list index out of range (own_later.py, line 36, in step); in full: ")
     assert "Traceback" in open(line.partition("in full: ")[2]).read()

@@ -48,7 +48,7 @@ def one_line(result) -> str:
         (["-m", "loss=ce,pol"], "no loss named 'pol'. Did you mean 'poly'?"),
         (["optim.lr=${foo}"], "optim.lr: Interpolation key 'foo' not found"),
         (["optim=sam", "optim.rho=0.1"], "no key 'optim.rho'. Did you mean 'sharpness.rho'?"),
-        (["loss="], "loss= names no option. There are: adaface"),
+        (["loss="], "loss= names no option. There are: absolute, adaface"),
         (["train=foo"], "train=foo: it has keys of its own"),
         (["device=tpu"], "device=tpu: must be one of auto, cpu"),
         (["device=mps"], "device=mps: Apple's GPUs have no float64"),

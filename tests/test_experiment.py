@@ -455,7 +455,7 @@ def test_what_follows_the_seed_is_composed_for_every_seed(edited):
         (["seed="], "seed=: the experiment's seeds are 0,1,2"),
         (["seed=range(5)"], "seed=range(5): the experiment's seeds are 0,1,2"),
         (["-m"], "an experiment is a sweep of its own: leave -m out"),
-        (["--cfg", "job"], "'--cfg' does not go with an experiment"),
+        (["--cfg", "hydra"], "of an experiment there is --cfg job, the config of its first run"),
         (["hydra/launcher=joblib"], "'hydra/launcher=joblib' does not go with an experiment"),
         (["+experiment=example/other"], "one experiment at a time"),
         (["optim.lrr=1"], "row 'CE': no key 'optim.lrr'. Did you mean 'optim.lr'?"),

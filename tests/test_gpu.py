@@ -28,9 +28,8 @@ RESNET = Case("resnet20", "resnet20", CIFAR, train=256, test=64, batch_size=64)
 
 @pytest.fixture(autouse=True)
 def _settings():
-    """Convolutions in true fp32, where cuDNN would take TF32; and what strict determinism sets is undone."""
+    """What a run sets for the whole process is undone."""
     before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
     yield
     torch.backends.cudnn.conv.fp32_precision = before
     torch.use_deterministic_algorithms(False)
@@ -54,7 +53,9 @@ def resnet(device: str, *overrides: str) -> Trainer:
 
 
 def gradient(run: Trainer) -> dict[str, Tensor]:
-    """The first step's gradient by parameter, in fp64 on the CPU."""
+    """The first step's gradient by parameter, in fp64 on the CPU; convolutions in true fp32, where cuDNN would take TF32.
+    It is said here, as building a run sets torch's own choice."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     if run.precision.scale is not None:
         run.precision.scale.value = 2.0**10  # far from overflow: this is about rounding
     run.gradient(next(iter(run.loader.epoch(0))))

@@ -53,8 +53,8 @@ def resnet(device: str, *overrides: str) -> Trainer:
 
 
 def gradient(run: Trainer) -> dict[str, Tensor]:
-    """The first step's gradient by parameter, in fp64 on the CPU; convolutions in true fp32, where cuDNN would take TF32.
-    It is said here, as building a run sets torch's own choice."""
+    """The first step's gradient by parameter, in fp64 on the CPU. Convolutions are in true fp32, where cuDNN would take
+    TF32: said here, as building a run sets torch's own choice."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"
     if run.precision.scale is not None:
         run.precision.scale.value = 2.0**10  # far from overflow: this is about rounding

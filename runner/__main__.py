@@ -7,11 +7,11 @@ import sys
 import traceback
 from pathlib import Path
 
-from runner import words
-from runner.build import ConfigError
-from runner.listing import GROUPS, conf_dir, listing, options
-from runner.output import loading, unbreakable
-from runner.spelling import spelled
+from runner.command import words
+from runner.command.listing import GROUPS, conf_dir, listing, options
+from runner.command.spelling import spelled
+from runner.core.mistake import ConfigError
+from runner.core.output import loading, unbreakable
 
 USAGE = """\
 usage: python -m runner [group=option ...] [key=value ...] [-m]
@@ -62,7 +62,7 @@ def _main(argv: list[str] | None) -> int:
     if wrong := _torchrun():
         return _mistake(wrong)
     argv = list(sys.argv[1:] if argv is None else argv)
-    from runner import again
+    from runner.record import again
 
     try:
         argv, again.wanted = again.flag(argv)
@@ -113,7 +113,7 @@ def _composed(flags: list[str], given: list[str], spelt: list[str], folders: lis
         return experiment.main([*flags, *given], folders)
     argv = [*flags, *spelt]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from runner import distributed
+        from runner.core import distributed
 
         distributed.start()
         try:
@@ -135,7 +135,7 @@ def _alias(word: str) -> str:
 
 def _describe(given: list[str], folders: list[Path]) -> int:
     """`--list loss=poly`: options in full."""
-    from runner.describe import describe
+    from runner.command.describe import describe
 
     width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
     try:
@@ -163,7 +163,7 @@ def _usage(folders: list[Path]) -> str:
         names = list(options(group, folders))
         shown = " ".join(names[:8]) + (f" ... ({len(names)})" if len(names) > 8 else "")
         rows.append(f"  {group:<13} {shown}")
-    from runner.config import Sweep, Train
+    from runner.command.config import Sweep, Train
 
     keys = {"train": ", ".join(Train.__dataclass_fields__), "sweep": ", ".join(Sweep.__dataclass_fields__)}
     return USAGE.format(groups="\n".join(rows), **keys)
@@ -204,7 +204,7 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.__main__ import _job  # by a name that other processes can import: launchers send it there
-    from runner.errors import broken, explain
+    from runner.command.errors import broken, explain
     from runner.sweep import plugins
     from runner.sweep.objective import Failed, best
 
@@ -274,7 +274,7 @@ def _launcher(error: Exception) -> str | None:
     kind, _, name = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
     if kind not in PLUGINS:
         return None
-    from runner.build import suggest
+    from runner.core.mistake import suggest
 
     known = error.options or []
     more = f"Others are packages of their own: pip install {PLUGINS[kind]}, ..."
@@ -289,9 +289,10 @@ def _job(cfg) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from runner import again
-    from runner.compose import resolved
-    from runner.config import check_all, folder, refuse_typed
+    from runner.command.compose import resolved
+    from runner.command.config import check_all, refuse_typed
+    from runner.record import again
+    from runner.record.identity import folder
     from runner.sweep.objective import objective, searchable, searches
 
     hydra_config = HydraConfig.get()
@@ -325,18 +326,18 @@ def _job(cfg) -> float | None:
 
 def launch(config: dict, overrides: list[str]) -> int:
     """Run a checked config here, and with torchrun in the other processes too; returns the exit status."""
-    from runner import distributed
+    from runner.core import distributed
 
     distributed.from_first((config, overrides))
     return _run(config, overrides)
 
 
 def _run(config: dict, overrides: list[str]) -> int:
-    from runner.blame import blame, own_frame
-    from runner.config import folder
-    from runner.diagnose import NonFinite
-    from runner.record import Died, Stopped
-    from runner.run import run
+    from runner.core.blame import blame, own_frame
+    from runner.engine.diagnose import NonFinite
+    from runner.engine.run import run
+    from runner.record.folder import Died, Stopped
+    from runner.record.identity import folder
 
     try:
         run(config, overrides)
@@ -392,7 +393,7 @@ def _torchrun() -> str | None:
 
 def _lead(argv: list[str], folders: list[Path]) -> int:
     """The first of several processes: it alone composes, and tells the others when there is no more to run."""
-    from runner import distributed
+    from runner.core import distributed
 
     status = _compose(argv, folders)
     if status != 1:  # after a crash the others are waiting for something else: torchrun ends them
@@ -402,7 +403,7 @@ def _lead(argv: list[str], folders: list[Path]) -> int:
 
 def _follow() -> int:
     """Any other process: run what the first one sends."""
-    from runner import distributed
+    from runner.core import distributed
 
     status = 0
     while (job := distributed.from_first(None)) is not None:

@@ -5,13 +5,14 @@ import logging
 
 import torch
 
-from runner import build, distributed
-from runner.compose import compose
-from runner.config import LISTS, Train, check_all
-from runner.replicas import Replicas, Unpackable, refuse
-from runner.run import Elsewhere, assemble, prepare
-from runner.sweep.pack import number
-from runner.trainer import Trainer
+from runner.command import build
+from runner.command.compose import compose
+from runner.command.config import LISTS, Train, check_all
+from runner.core import distributed
+from runner.engine.assemble import Elsewhere, assemble, prepare
+from runner.engine.replicas import Replicas, Unpackable, refuse
+from runner.engine.trainer import Trainer
+from runner.sweep.kind import number
 
 GROUPS = ("model", "augment", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
 # What an option needs beside its name, and what keeps it small

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from runner.listing import GROUPS, conf_dir, options, title
+from runner.command.listing import GROUPS, conf_dir, options, title
 from scripts import packing
 
 

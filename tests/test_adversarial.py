@@ -9,17 +9,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from runner.batch import Output
-from runner.build import ConfigError, build, locate, parameters
+from runner.command.build import build, locate, parameters
+from runner.command.listing import conf_dir, options
+from runner.core.batch import Output
+from runner.core.mistake import ConfigError
 from runner.dataset import Split
 from runner.dataset.colored_mnist import ColoredMnist
 from runner.dataset.hub import Hub
 from runner.dataset.tables import Table
+from runner.engine.run import run as run_config
 from runner.hook import Hooks
 from runner.hook.adversarial import Adversarial
 from runner.hook.smooth_adversarial import SmoothAdversarial
-from runner.listing import conf_dir, options
-from runner.run import run as run_config
 from tests.tiny import SMALL, compose, trainer
 
 DIGITS = 16.0

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import again, provenance
 from runner.__main__ import main
-from runner.build import ConfigError
-from runner.record import Stopped, finished, write_json
-from runner.run import run
-from runner.sweep.cells import Cell, conclude, stale
+from runner.core.mistake import ConfigError
+from runner.engine.run import run
+from runner.record import again, provenance
+from runner.record.files import finished, write_json
+from runner.record.folder import Stopped
+from runner.sweep.cells import Cell
+from runner.sweep.ends import conclude, stale
 from runner.sweep.table import table
 from tests.tiny import compose
 
@@ -88,7 +90,7 @@ def test_the_files_of_the_options_and_what_they_import_are_known(own):
     assert {"my_losses", "my_helpers", "runner.quantization.lsq", "runner.quantization.fake", "runner.hook.mesa",
             "runner.hook.saf", "runner.optim.sgd", "runner.model.mlp", "runner.dataset.digits"} <= set(names)
     # fmt: on
-    assert not {"runner.trainer", "runner.loss", "runner.loss.poly", "runner.dataset.loader"} & set(names)
+    assert not {"runner.engine.trainer", "runner.loss", "runner.loss.poly", "runner.dataset.loader"} & set(names)
     assert found["versions"]["torch"] == torch.__version__
     assert Path(names["my_losses"]["file"]) == own / "my_losses.py"
     assert provenance.changed(found, provenance.code(config("quantization=lsq", "hook=mesa"))) == []
@@ -260,7 +262,7 @@ def test_versions_are_said_and_keep_nothing_from_being_done(own, key, said):
 
 def stopped(made: dict) -> Path:
     """A run that was stopped after its first epoch."""
-    from runner.trainer import Trainer
+    from runner.engine.trainer import Trainer
 
     end = Trainer.end_epoch
 
@@ -323,7 +325,7 @@ def test_another_shape_of_the_same_files_is_one_line(own):
 
 
 def test_a_run_in_use_is_not_moved(own):
-    from runner.record import Record
+    from runner.record.folder import Record
 
     place = Path("outputs/own/x").absolute()
     with Record(place, []), pytest.raises(ConfigError, match="in use"):

@@ -13,8 +13,9 @@ from runner.augment import Augment, Draw
 from runner.augment.crop_flip import CropFlip
 from runner.augment.cutout import Cutout
 from runner.augment.mixup import Mixup
-from runner.batch import Batch
-from runner.build import ConfigError, build
+from runner.command.build import build
+from runner.core.batch import Batch
+from runner.core.mistake import ConfigError
 
 CONF = Path(__file__).parent.parent / "conf" / "augment"
 
@@ -255,7 +256,7 @@ def test_global_random_states_are_left_alone():
 
 @pytest.mark.parametrize("option", sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "none"))
 def test_every_option_builds_under_its_own_name(option):
-    from runner.build import build, check
+    from runner.command.build import build, check
 
     package, title, *_ = (CONF / f"{option}.yaml").read_text().splitlines()
     assert package == f"# @package augment.{option}"

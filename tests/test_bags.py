@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from runner.batch import Batch, Output
-from runner.build import ConfigError
+from runner.core.batch import Batch, Output
+from runner.core.mistake import ConfigError
 from runner.dataset.digits import Digits
 from runner.dataset.tables import Table
 from runner.loss.aggregate_response import AggregateResponse

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.build import ConfigError
-from runner.config import folder, identity
+from runner.core import checkpoint
+from runner.core.mistake import ConfigError
+from runner.engine.run import Job, run
+from runner.engine.start import Start
+from runner.engine.trainer import Trainer
 from runner.quantization.ptq import PTQ
-from runner.run import Job, run
-from runner.start import Start
+from runner.record.identity import folder, identity
 from runner.sweep import pack
 from runner.sweep.cells import Cell
 from runner.sweep.table import settings
-from runner.trainer import Trainer
 from tests.tiny import SMALL, command, compose
 
 DEEP = [*SMALL[:-1], "model.hidden=[16,16]"]

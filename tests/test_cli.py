@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from runner.build import ConfigError
-from runner.listing import GROUPS, conf_dir, options
+from runner.command.listing import GROUPS, conf_dir, options
+from runner.core.mistake import ConfigError
 from tests.conftest import ROOT
 from tests.tiny import command, compose
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from runner.checkpoint import load
-from runner.listing import GROUPS, conf_dir, options
-from runner.run import prepare
+from runner.command.listing import GROUPS, conf_dir, options
+from runner.core.checkpoint import load
+from runner.engine.assemble import prepare
 from scripts.packing import NEEDS
 from tests.pairwise import pairwise
 from tests.tiny import trainer

@@ -5,7 +5,8 @@ from collections import deque
 import pytest
 import torch
 
-from runner.build import ConfigError, check
+from runner.command.build import check
+from runner.core.mistake import ConfigError
 from tests.tiny import SMALL, trainer
 
 

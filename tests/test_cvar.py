@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.weights import Weights
 from runner.hook.spl_plus import SPLPlus
 from runner.risk.cvar import CVaR
 from runner.risk.mean import Mean
 from runner.sharpness.none import Plain
-from runner.weights import Weights
 from tests.tiny import SMALL, trainer
 
 

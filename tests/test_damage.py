@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import export, start
 from runner.__main__ import main
-from runner.build import ConfigError
-from runner.config import identity
-from runner.record import Stopped, finished
-from runner.run import run
+from runner.core.mistake import ConfigError
+from runner.engine import start
+from runner.engine.run import run
+from runner.engine.trainer import Trainer
+from runner.record import export
+from runner.record.files import finished
+from runner.record.folder import Stopped
+from runner.record.identity import identity
 from runner.sweep import table
-from runner.trainer import Trainer
 from tests.tiny import Forked, compose
 
 TINY = ["dataset.subset=64", "train.batch_size=32", "train.epochs=2", "model.hidden=[4]", "device=cpu", "seed=3"]

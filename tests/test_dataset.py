@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from runner import keyed
+from runner.core import keyed
 from runner.dataset import Dataset, Split, statistics
 from runner.dataset.digits import Digits
 from runner.dataset.hub import Hub
@@ -768,7 +768,7 @@ def options():
 
 @pytest.mark.parametrize("option", options())
 def test_every_option_lists_every_setting(option):
-    from runner.build import CONTEXT, check, locate, parameters
+    from runner.command.build import CONTEXT, check, locate, parameters
 
     node = yaml.safe_load((CONF / "_settings.yaml").read_text()) | yaml.safe_load((CONF / f"{option}.yaml").read_text())
     assert node.pop("defaults") == ["_settings", "_self_"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from runner.build import ConfigError
+from runner.core.mistake import ConfigError
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
 from tests.tiny import SMALL, compose, trainer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.replicas import Unpackable
+from runner.engine.replicas import Unpackable
 from runner.sweep import decision, pack
 from runner.sweep.decision import Decision, key
 from tests.test_pack import alone, cells, seeds, train

@@ -3,8 +3,8 @@
 import pytest
 
 from runner.__main__ import main
-from runner.describe import NODES, describe, node
-from runner.listing import GROUPS, conf_dir, options, title
+from runner.command.describe import NODES, describe, node
+from runner.command.listing import GROUPS, conf_dir, options, title
 
 EVERY = [(group, option) for group in GROUPS for option in options(group, [conf_dir()])]
 

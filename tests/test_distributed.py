@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from runner import checkpoint
+from runner.core import checkpoint
 from tests.conftest import ROOT
 from tests.tiny import command
 

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from runner.diagnose import NonFinite
+from runner.core.measure import broken, measures
+from runner.engine.diagnose import NonFinite
+from runner.engine.run import run as run_config
 from runner.hook import Hook
 from runner.loss.mse import Square
-from runner.measure import broken, measures
-from runner.run import run as run_config
 from runner.sweep.cells import Cell
 from runner.sweep.pack import together
 from runner.sweep.table import measure

@@ -2,7 +2,7 @@
 
 import re
 
-from runner.listing import GROUPS, conf_dir, options, title
+from runner.command.listing import GROUPS, conf_dir, options, title
 from runner.sharpness.asam import ASAM
 from scripts import packing
 from scripts.tables import alone, readme

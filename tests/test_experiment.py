@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner import again, provenance
-from runner import run as running
-from runner.config import Sweep
-from runner.listing import conf_dir, options, title
-from runner.record import write_json
+from runner.command.config import Sweep
+from runner.command.listing import conf_dir, options, title
+from runner.engine import run as running
+from runner.record import again, provenance
+from runner.record.files import write_json
 from runner.sweep import experiment, pool
 from tests.conftest import ROOT
 from tests.tiny import command, compose
@@ -300,7 +300,7 @@ def test_a_part_first_and_then_the_rest(call, tmp_path):
 
 def folder_of(words: list[str]) -> Path:
     """Where `python -m runner --config-dir DIR overrides` would write."""
-    from runner.config import folder
+    from runner.record.identity import folder
 
     assert words[:5] == ["python", "-m", "runner", "--config-dir", str(MINE)]
     return folder(compose(*words[5:]))

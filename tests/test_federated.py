@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner import checkpoint, keyed, padding
+from runner.command.listing import conf_dir, options
+from runner.core import checkpoint, keyed, padding
+from runner.engine.run import run as run_config
+from runner.engine.trainer import Trainer
 from runner.federated import fedavg
 from runner.federated.clients import Clients, Crew
 from runner.federated.cores import spread
 from runner.federated.fedavg import deal
 from runner.federated.partition import Partition
-from runner.listing import conf_dir, options
-from runner.record import Died, Stopped
-from runner.run import run as run_config
-from runner.trainer import Trainer
+from runner.record.folder import Died, Stopped
 from tests.tiny import ROOT, command, compose, trainer
 
 ALGORITHMS = [name for name in options("federated", [conf_dir()]) if name != "none"]
@@ -194,11 +194,16 @@ DRAWING = {  # what draws for a batch and not for a sample, and what is known of
     "runner/quantization/eq_net.py": (["quantization=eq_net", "quantization.ends=same"], "eq_net"),
     "runner/quantization/adapt.py": (["quantization=adapt"], "dropout"),
     "runner/loss/elasticface.py": (["loss=elasticface"], "dropout"),
-    "runner/dropout.py": (["model=wrn_16_8", "model.widen=1", "model.dropout=0.3"], "dropout"),
+    "runner/core/dropout.py": (["model=wrn_16_8", "model.widen=1", "model.dropout=0.3"], "dropout"),
 }
 # These draw before training begins, for the server, or, as the order of an epoch, for all clients at once on purpose
 OTHERS = {"runner/augment/__init__.py", "runner/dataset/__init__.py", "runner/dataset/colored_mnist.py"}
-OTHERS |= {"runner/dataset/multi_digits.py", "runner/dataset/loader.py", "runner/run.py", "runner/trial.py"}
+OTHERS |= {
+    "runner/dataset/multi_digits.py",
+    "runner/dataset/loader.py",
+    "runner/engine/run.py",
+    "runner/engine/trial.py",
+}
 OTHERS |= {f"runner/federated/{name}.py" for name in ("clients", "fedavg", "fedlex", "partition")}
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner import checkpoint
-from runner.batch import Batch, Output
-from runner.build import ConfigError
-from runner.dropout import Masks
+from runner.core import checkpoint
+from runner.core.batch import Batch, Output
+from runner.core.dropout import Masks
+from runner.core.mistake import ConfigError
+from runner.engine.trainer import Trainer
 from runner.federated.clients import Updates
 from runner.federated.fedld import Margins
-from runner.record import Stopped
-from runner.trainer import Trainer
+from runner.record.folder import Stopped
 from tests.test_federated import NORMED, SKEWED, federation, rounds
 from tests.test_federated_reference import fedadam, fedce, fedld, fedlex, wafl
 

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.build import ConfigError
+from runner.command.listing import conf_dir, options
+from runner.core import checkpoint
+from runner.core.mistake import ConfigError
+from runner.engine.trainer import Trainer
 from runner.federated.clients import Updates
 from runner.hook import Hook
-from runner.listing import conf_dir, options
 from runner.quantization.fake import Quantized
-from runner.record import Stopped
-from runner.trainer import Trainer
+from runner.record.folder import Stopped
 from tests.reference.quantization_reste import power
 from tests.test_federated import DATA, NORMED, SKEWED, cores, federation, rounds  # noqa: F401 (cores is a fixture)
 from tests.test_replicas import assert_same

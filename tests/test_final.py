@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from runner import pictures
-from runner.final import NAMES, final, loaded, read
-from runner.measure import OF_PROBABILITIES, measures
-from runner.record import finished, history
-from runner.run import Job, run
-from runner.trainer import Trainer
+from runner.core.measure import OF_PROBABILITIES, measures
+from runner.engine.final import NAMES, final, loaded, read
+from runner.engine.run import Job, run
+from runner.engine.trainer import Trainer
+from runner.record import pictures
+from runner.record.files import finished, history
 from tests.test_record import colours
 from tests.tiny import SMALL, compose
 

@@ -8,12 +8,13 @@ import random
 import pytest
 
 from runner.__main__ import main
-from runner.build import ConfigError
-from runner.config import LISTS, Train, check_all, identity, without_effect
-from runner.diagnose import NonFinite
-from runner.distributed import device
-from runner.listing import GROUPS, conf_dir, options
-from runner.run import Elsewhere, assemble, prepare
+from runner.command.config import LISTS, Train, check_all, without_effect
+from runner.command.listing import GROUPS, conf_dir, options
+from runner.core.distributed import device
+from runner.core.mistake import ConfigError
+from runner.engine.assemble import Elsewhere, assemble, prepare
+from runner.engine.diagnose import NonFinite
+from runner.record.identity import identity
 from tests.test_compose import OTHER
 from tests.tiny import compose
 
@@ -108,7 +109,7 @@ def test_every_key_over_fourteen_values():
 def test_what_is_typed_is_a_run_or_one_line(key, capsys, monkeypatch, tmp_path):
     """As words of the command, where Hydra reads them."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("runner.run.run", lambda *_: None)
+    monkeypatch.setattr("runner.engine.run.run", lambda *_: None)
     for value in VALUES:
         typed = f"{key}={'null' if value is None else value}"
         status = main(["optim=adam", typed])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner import checkpoint
-from runner.record import Stopped
-from runner.trainer import Trainer
+from runner.core import checkpoint
+from runner.engine.trainer import Trainer
+from runner.record.folder import Stopped
 from scripts.bench.cases import CIFAR, Case, build
 from tests.test_passes import MODEL as DRAWING
 from tests.test_passes import advance

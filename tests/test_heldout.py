@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.build import ConfigError
-from runner.config import folder
+from runner.core import checkpoint
+from runner.core.mistake import ConfigError
 from runner.dataset.digits import Digits
-from runner.heldout import compare
-from runner.run import Job, run
-from runner.start import Start
+from runner.engine.heldout import compare
+from runner.engine.run import Job, run
+from runner.engine.start import Start
+from runner.record.identity import folder
 from tests.tiny import SMALL, compose
 
 

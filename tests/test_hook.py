@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from runner.precision import LossScale
+from runner.core.precision import LossScale
 from tests.tiny import SMALL, trainer
 
 

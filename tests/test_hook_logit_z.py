@@ -7,7 +7,7 @@ import torch
 from torch.func import vmap
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
 from runner.hook.logit_z import LogitZ
 from tests.tiny import SMALL, compose, trainer
 

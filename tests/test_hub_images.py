@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from runner.build import ConfigError
+from runner.core.mistake import ConfigError
 from runner.dataset.images import decode
 from runner.dataset.loader import Loader
 from tests.test_dataset import NAMES, STREAM, images, load, never, write

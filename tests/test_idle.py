@@ -3,11 +3,12 @@
 import pytest
 
 from runner.__main__ import main
-from runner.build import ConfigError, locate, parameters
-from runner.config import refuse_idle, refuse_typed, without_effect
-from runner.listing import GROUPS, conf_dir, options
-from runner.run import Job
-from runner.schema import When
+from runner.command.build import locate, parameters
+from runner.command.config import refuse_idle, refuse_typed, without_effect
+from runner.command.listing import GROUPS, conf_dir, options
+from runner.core.mistake import ConfigError
+from runner.core.schema import When
+from runner.engine.run import Job
 from tests.tiny import compose
 
 MANY = ("augment", "hook", "logger")

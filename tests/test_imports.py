@@ -44,7 +44,7 @@ def modules(tmp_path_factory) -> set[str]:
 
 
 def test_a_run_imports_nothing_heavy(modules):
-    assert {"torch", "hydra", "runner.trainer", "runner.dataset.digits", "runner.optim.sgd"} <= modules
+    assert {"torch", "hydra", "runner.engine.trainer", "runner.dataset.digits", "runner.optim.sgd"} <= modules
     assert {name.partition(".")[0] for name in modules}.isdisjoint(HEAVY)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from runner import keyed
+from runner.core import keyed
 
 
 def splitmix64(x: int) -> int:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.record import finished, history
+from runner.core import checkpoint
+from runner.record.files import finished, history
 from tests.tiny import Forked, compose
 
 SEED, KILLS = 20, 6  # of each kind
@@ -56,7 +56,7 @@ def start(words: list[list[str]], place: Path) -> Forked:
 
     def call() -> int:
         from runner.__main__ import launch
-        from runner.record import Stopped
+        from runner.record.folder import Stopped
         from runner.sweep.cells import Cell
         from runner.sweep.pack import together
 

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runner.__main__ import main
-from runner.build import ConfigError
-from runner.compose import resolved
-from runner.config import check_all
-from runner.listing import conf_dir
+from runner.command.compose import resolved
+from runner.command.config import check_all
+from runner.command.listing import conf_dir
+from runner.core.mistake import ConfigError
 from runner.sweep import pool
 from runner.sweep.cells import Composer
 from tests.conftest import ROOT

@@ -1,4 +1,4 @@
-"""Loggers while training and `runner.export` afterwards: what the trackers' own readers find in what was written."""
+"""Loggers while training and `runner.record.export` afterwards: what the trackers' own readers find there."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from runner.export import main
 from runner.logger.tensorboard import TensorBoard
-from runner.record import Record
+from runner.record.export import main
+from runner.record.folder import Record
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {"name": "sweep", "seed": 3, "device": "cpu", "optim": {"lr": 0.1, "betas": [0.9, 0.999]}}
@@ -71,7 +71,8 @@ def test_any_number_of_loggers_can_be_chosen(tmp_path):
 
 
 def test_options_fit_their_constructors(tmp_path):
-    from runner.build import ConfigError, build, check
+    from runner.command.build import build, check
+    from runner.core.mistake import ConfigError
 
     nodes = composed(tmp_path, "logger=[wandb,tensorboard]")["logger"]
     for name, node in nodes.items():
@@ -213,9 +214,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
-from runner.export import main
+from runner.record.export import main
 from runner.logger.wandb import Wandb
-from runner.record import Record
+from runner.record.folder import Record
 from tests.test_logger import CONFIG, RECORDS, train
 
 root = Path(sys.argv[1])

@@ -34,8 +34,8 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from runner import distributed
-from runner.batch import Batch, Output
+from runner.core import distributed
+from runner.core.batch import Batch, Output
 from runner.loss import Loss, log_rest, remember
 from runner.loss.aldr_kl import ALDRKL
 from runner.loss.asl import Asymmetric, AsymmetricMultilabel

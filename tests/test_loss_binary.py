@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
 from runner.loss.anyloss import METRICS, AnyLoss
 from tests.tiny import trainer
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from runner.engine.replicas import Replicas
+from runner.engine.run import run as whole
 from runner.loss.evidential import Evidential
-from runner.replicas import Replicas
-from runner.run import run as whole
 from tests.tiny import SMALL, compose, trainer
 
 WORDS = [*SMALL, "loss=evidential", "loss.begin=1"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from runner.batch import Output
+from runner.core.batch import Output
 from runner.loss.aldr_kl import ALDRKL
 from runner.loss.ldr_kl import LDRKL, scaled
 from tests.test_loss import FEATURES, B, batch, inputs, logits, make, reference, says, settings, targets

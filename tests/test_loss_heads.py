@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from runner.batch import Batch, Output
-from runner.dropout import Masks
+from runner.core.batch import Batch, Output
+from runner.core.dropout import Masks
 from runner.loss.adaface import AdaFace
 from runner.loss.elasticface import ElasticFace
 from runner.loss.legendretron import LegendreTron

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
 from runner.hook.drw import DRW
 from runner.loss.ldam import LDAM
 from runner.loss.logit_adjustment import LogitAdjustment

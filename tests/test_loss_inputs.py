@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from runner.batch import Output
+from runner.core.batch import Output
 from tests.test_loss import (
     CONTEXT,
     FEATURES,

@@ -7,11 +7,12 @@ import pytest
 import torch
 from scipy.special import expit, softmax
 
-from runner.batch import Output
+from runner.core.batch import Output
+from runner.core.measure import OF_PROBABILITIES, measures
+from runner.engine.result import summary
+from runner.engine.run import run
 from runner.loss.mse import Square
-from runner.measure import OF_PROBABILITIES, measures
-from runner.record import finished
-from runner.run import run, summary
+from runner.record.files import finished
 from tests.test_loss import FEATURES, OPTIONS, batch, kinds, logits, make, reference, targets
 from tests.tiny import compose, trainer
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.build import ConfigError
+from runner.core.batch import Batch, Output
+from runner.core.measure import measures
+from runner.core.mistake import ConfigError
 from runner.loss.absolute import AbsoluteError
 from runner.loss.conr import ConR
 from runner.loss.cs_ib import CSIB
@@ -18,7 +19,6 @@ from runner.loss.gaussian_nll import GaussianNLL
 from runner.loss.huber import Huber
 from runner.loss.quantile import Quantile
 from runner.loss.squared import SquaredError
-from runner.measure import measures
 from tests.tiny import trainer
 
 

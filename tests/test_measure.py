@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from runner.measure import (
+from runner.core.measure import (
     auroc,
     average_precision,
     binned,
@@ -187,7 +187,7 @@ def test_temperature_equals_a_search(factor, monkeypatch):
     best = minimize_scalar(nll, bounds=(factor / 5, factor * 5), method="bounded", options={"xatol": 1e-9 * factor})
     found = temperature(torch.from_numpy(scaled), y)
     assert found == pytest.approx(best.x, rel=1e-6)
-    monkeypatch.setattr("runner.measure.CHUNK", 50)  # eight samples at a time
+    monkeypatch.setattr("runner.core.measure.CHUNK", 50)  # eight samples at a time
     assert temperature(torch.from_numpy(scaled), y) == pytest.approx(found, rel=1e-9)
 
 

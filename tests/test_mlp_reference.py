@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from runner.batch import Batch
+from runner.core.batch import Batch
 from runner.loss.ce import CrossEntropy
 from runner.model.mlp_reference import MlpReference
 

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from runner.batch import Output
+from runner.core.batch import Output
 from runner.model import Classifier
 from runner.model.cnn import Cnn
 from runner.model.lenet import LeNet

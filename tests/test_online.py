@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
+from runner.dataset.online import at_once, reachable
 from runner.model.timm import Timm
-from runner.online import at_once, reachable
 from tests.test_dataset import load, write
 from tests.test_hub_images import images
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from runner import checkpoint
-from runner.batch import Batch, Output
-from runner.config import folder
+from runner.core import checkpoint
+from runner.core.batch import Batch, Output
+from runner.engine.result import summary
+from runner.engine.run import run
 from runner.loss.adaface import AdaFace
 from runner.loss.ce import CrossEntropy
 from runner.model.lenet import LeNet
@@ -22,7 +23,7 @@ from runner.quantization.fake import Same
 from runner.quantization.littlebit import LittleBit
 from runner.quantization.lsq import LSQ
 from runner.quantization.ptq import PTQ
-from runner.run import run, summary
+from runner.record.identity import folder
 from tests.test_quantization import shaken
 from tests.tiny import SMALL, compose
 

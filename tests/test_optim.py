@@ -8,10 +8,11 @@ import torch
 import yaml
 from torch import nn
 
-from runner.build import ConfigError, build, check
+from runner.command.build import build, check
+from runner.core.mistake import ConfigError
+from runner.core.weights import Weights
 from runner.optim.adam import Adam
 from runner.optim.sgd import SGD
-from runner.weights import Weights
 
 CONF = Path(__file__).parent.parent / "conf" / "optim"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import output
-from runner.record import Stopped, finished
+from runner.core import output
+from runner.record.files import finished
+from runner.record.folder import Stopped
 from tests.tiny import CLOSED, ROOT, Forked, compose, forked
 
 TINY = ["dataset.subset=64", "train.batch_size=32", "train.epochs=3", "model.hidden=[4]", "device=cpu"]
@@ -161,7 +162,7 @@ def test_a_second_interrupt_is_at_once(tmp_path):
 
     def call() -> int:
         from runner.__main__ import main
-        from runner.trainer import Trainer
+        from runner.engine.trainer import Trainer
 
         step = Trainer.step
         Trainer.step = lambda self, batch: (
@@ -185,8 +186,8 @@ def test_a_second_interrupt_is_at_once(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_comes_after_training_is_stopped_at_once_and_done_again(tmp_path, number, monkeypatch):
     """Also where pictures are drawn, whose errors are no reason to stop."""
-    from runner import curves
-    from runner.run import run
+    from runner.engine.run import run
+    from runner.record import curves
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(curves, "draw", lambda *_: signal.raise_signal(number))
@@ -203,7 +204,7 @@ def test_what_comes_after_training_is_stopped_at_once_and_done_again(tmp_path, n
 
 
 def test_an_epoch_is_said_after_it_is_saved(tmp_path, monkeypatch):
-    from runner.run import run
+    from runner.engine.run import run
 
     monkeypatch.chdir(tmp_path)
     seen = []

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.compose import compose
+from runner.command.compose import compose
+from runner.core import checkpoint
+from runner.engine.replicas import Unpackable
+from runner.engine.run import run
+from runner.engine.trainer import Trainer
 from runner.hook import Hook
-from runner.record import Stopped, finished, history
-from runner.replicas import Unpackable
-from runner.run import run
+from runner.record.files import finished, history
+from runner.record.folder import Stopped
 from runner.sharpness import Sharpness
 from runner.sweep import pack
 from runner.sweep.cells import Cell
-from runner.trainer import Trainer
 from tests.test_replicas import assert_same
 from tests.tiny import SMALL
 
@@ -247,7 +248,7 @@ def test_only_one_is_left(tmp_path, monkeypatch):
 
 
 def test_a_folder_in_use_costs_that_run_alone(tmp_path):
-    from runner.record import Record
+    from runner.record.folder import Record
 
     some = cells(tmp_path, seeds(3))
     with Record(some[1].folder, []):
@@ -256,7 +257,7 @@ def test_a_folder_in_use_costs_that_run_alone(tmp_path):
 
 
 def test_a_record_that_cannot_be_written_costs_that_run_alone(tmp_path, monkeypatch):
-    from runner.record import Record
+    from runner.record.folder import Record
 
     some = cells(tmp_path, seeds(3))
     log = Record.log

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from runner import keyed
+from runner.core import keyed
 from runner.federated import partition
 from runner.federated.partition import KINDS, Kind, Partition, deal, feature_noise, levels, make
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from runner import distributed, parts
-from runner.batch import Output
-from runner.build import ConfigError
+from runner.core import distributed
+from runner.core.batch import Output
+from runner.core.mistake import ConfigError
+from runner.engine import parts
 from runner.loss.ce import CrossEntropy
 from runner.model import Classifier
 from tests.tiny import trainer

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from runner.core.precision import LossScale
+from runner.engine.trainer import Closure
 from runner.hook import Hook, Hooks
 from runner.model.mlp import Mlp
-from runner.precision import LossScale
-from runner.trainer import Closure
 from tests.tiny import trainer
 
 

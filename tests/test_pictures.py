@@ -6,9 +6,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from runner import curves, pictures
+from runner.engine.run import run
 from runner.quantization import deploy
-from runner.run import run
+from runner.record import curves, pictures
 from tests.tiny import SMALL, compose
 
 WORDS = {

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from runner.__main__ import main
-from runner.compose import compose
-from runner.config import folder
+from runner.command.compose import compose
+from runner.record.identity import folder
 from runner.sweep import plan
 from tests.test_words import said
 

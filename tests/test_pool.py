@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner import checkpoint
 from runner.__main__ import main
-from runner.compose import compose
-from runner.config import Sweep
-from runner.record import Record
-from runner.run import run
+from runner.command.compose import compose
+from runner.command.config import Sweep
+from runner.core import checkpoint
+from runner.engine.run import run
+from runner.record.folder import Record
 from runner.sweep import pack, pool
 from runner.sweep.cells import Cell, distinct
 from runner.sweep.pool import Outcome, Task, cores, leases, tasks, threads, visible

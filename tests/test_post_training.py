@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from runner import checkpoint
-from runner.batch import Batch
-from runner.build import build
+from runner.command.build import build
+from runner.core import checkpoint
+from runner.core.batch import Batch
+from runner.engine.result import summary
+from runner.engine.run import run
 from runner.model.cnn import Cnn
 from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
@@ -19,7 +21,6 @@ from runner.quantization.adaround import AdaRound, annealed, pull, rectified, re
 from runner.quantization.fake import Codes
 from runner.quantization.lsq import LSQ
 from runner.quantization.ptq import PTQ
-from runner.run import run, summary
 from tests.test_quantization import AFTER, NAMES, shaken
 from tests.test_replicas import advance
 from tests.tiny import SMALL, compose, trainer

@@ -9,9 +9,11 @@ import torch
 import yaml
 from torch import nn
 
-from runner.batch import Batch, Output
-from runner.build import ConfigError, build
-from runner.listing import conf_dir, options
+from runner.command.build import build
+from runner.command.listing import conf_dir, options
+from runner.core.batch import Batch, Output
+from runner.core.mistake import ConfigError
+from runner.engine.assemble import calibration_batch
 from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
 from runner.model.timm import Timm
@@ -20,7 +22,6 @@ from runner.quantization.fake import Float, Quantizer
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
 from runner.quantization.self_compression import SelfCompression
-from runner.run import _calibration
 from scripts import packing
 from tests.test_compose import assert_resumed_equals_whole
 from tests.test_replicas import advance, assert_pack_equals_alone, doubled
@@ -665,7 +666,7 @@ def test_every_process_calibrates_with_all_of_the_samples():
     parts = []
     for rank in range(2):
         run.loader.rank, run.loader.world = rank, 2
-        parts.append(_calibration(run.dataset, run.loader, 0, 50))
+        parts.append(calibration_batch(run.dataset, run.loader, 0, 50))
     assert len(parts[0]) == 50
     assert torch.equal(parts[0].x, parts[1].x)
     assert len(next(iter(run.loader.evaluate(run.dataset.train, 50)))) == 50  # of this process's half
@@ -713,7 +714,7 @@ def test_a_batchnorm_whose_input_is_used_elsewhere_is_not_folded():
             self.conv, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
 
         def forward(self, x):
-            from runner.batch import Output
+            from runner.core.batch import Output
 
             y = self.conv(x)
             z = self.last(self.norm(y) + y).mean((2, 3))

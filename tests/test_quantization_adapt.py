@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from runner.build import ConfigError
-from runner.dropout import Masks
+from runner.core.dropout import Masks
+from runner.core.mistake import ConfigError
 from runner.quantization import deploy
 from runner.quantization.adapt import FixedPoint, divergence, fixed, lowered, raised
 from tests.reference import quantization_adapt as plain

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from runner.batch import Batch, Output
-from runner.build import ConfigError
+from runner.core.batch import Batch, Output
+from runner.core.mistake import ConfigError
+from runner.engine.run import run
 from runner.model.cnn import Cnn
 from runner.model.lenet import LeNet
 from runner.model.mlp import Mlp
@@ -21,7 +22,6 @@ from runner.quantization.fake import Codes, targets
 from runner.quantization.littlebit import LittleBit
 from runner.quantization.lsq import LSQ
 from runner.quantization.ptq import PTQ
-from runner.run import run
 from tests.test_post_training import DEEP, a_batch
 from tests.test_quantization import shaken
 from tests.tiny import compose, trainer

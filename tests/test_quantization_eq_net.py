@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runner import checkpoint
-from runner.batch import Batch, Output
-from runner.build import ConfigError
+from runner.core import checkpoint
+from runner.core.batch import Batch, Output
+from runner.core.mistake import ConfigError
+from runner.engine.run import run as run_
 from runner.loss.ce import CrossEntropy
 from runner.quantization import deploy
 from runner.quantization.eq_net import Elastic, EQNet, divergence, elastic, guided, moments
 from runner.quantization.fold import estimate
-from runner.run import run as run_
 from tests.reference import quantization_eq_net as plain
 from tests.test_distributed import folder, free_port, torchrun
 from tests.test_federated import SKEWED, both_ways, federation, rounds

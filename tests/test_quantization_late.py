@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from runner.build import ConfigError
-from runner.listing import conf_dir, options
+from runner.command.listing import conf_dir, options
+from runner.core.mistake import ConfigError
 from runner.model.timm import Timm
 from runner.quantization.fake import QuantizedConv2d, QuantizedLinear, QuantizedSame, Same, kind
 from runner.quantization.littlebit import LittleBit
 from runner.quantization.lsq import LSQ
 from runner.quantization.self_compression import SelfCompression
 from runner.schedule.wsd import WSD
-from runner.sweep.pack import structure
+from runner.sweep.kind import structure
 from tests.test_compose import assert_resumed_equals_whole
 from tests.test_federated import SKEWED, both_ways, federation, rounds
 from tests.test_quantization import DEEP, a_batch, quantized
@@ -134,7 +134,7 @@ def test_runs_that_begin_at_different_times_are_not_packed():
     words = ["train.batch_size=8", "device=cpu", "model.hidden=[16]", "quantization=lsq"]
     configs = [structure(compose(*words, f"quantization.begin={begin}")) for begin in (0.5, 0.5, 0.6)]
     assert configs[0] == configs[1] != configs[2]
-    from runner.replicas import Replicas, Unpackable
+    from runner.engine.replicas import Replicas, Unpackable
 
     with pytest.raises(Unpackable, match="begin differs"):
         Replicas(doubled([[*words, f"quantization.begin={begin}"] for begin in (0.5, 0.6)]))

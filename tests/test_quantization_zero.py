@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.listing import conf_dir, options
+from runner.command.listing import conf_dir, options
 from runner.model.mlp import Mlp
 from runner.quantization import dorefa, fake, reste, self_compression
 from runner.quantization.littlebit import Factors
@@ -184,7 +184,7 @@ def test_a_layer_of_zeros_is_deployed_as_one(name, zeroed):
 
 
 def build_of(name: str, words: list[str]):
-    from runner.build import build
+    from runner.command.build import build
     from tests.tiny import compose
 
     return build(compose(*WORDS, f"quantization={name}", *words)["quantization"], "quantization")

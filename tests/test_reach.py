@@ -9,13 +9,14 @@ import pytest
 import torch
 import yaml
 
-from runner.build import CONTEXT, ConfigError, locate, parameters
-from runner.config import LISTS
+from runner.command.build import CONTEXT, locate, parameters
+from runner.command.config import LISTS
+from runner.command.listing import GROUPS, conf_dir, options
+from runner.core.mistake import ConfigError
+from runner.core.reach import Begin, Clock, unreached
+from runner.engine.run import run as run_config
 from runner.federated.fedavg import FedAvg
-from runner.listing import GROUPS, conf_dir, options
 from runner.loss import Loss
-from runner.reach import Begin, Clock, unreached
-from runner.run import run as run_config
 from runner.sweep import pack
 from runner.sweep.cells import Cell
 from scripts.packing import NEEDS

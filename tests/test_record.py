@@ -13,9 +13,11 @@ import pytest
 import torch
 import yaml
 
-from runner.curves import COLOURS, draw
 from runner.logger import Logger
-from runner.record import Record, Stopped, checkout, finished, history, read_config, write_atomic
+from runner.record.curves import COLOURS, draw
+from runner.record.environment import checkout
+from runner.record.files import finished, history, read_config, write_atomic
+from runner.record.folder import Record, Stopped
 
 CONFIG = {
     "name": "sweep",
@@ -109,7 +111,7 @@ def test_result_is_written_last(folder, monkeypatch):
 
 
 def test_a_picture_that_fails_does_not_fail_the_run(folder, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "runner.curves", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "runner.record.curves", None)  # an import of it fails
     with Record(folder, []) as record:
         record.start(CONFIG, [], None)
         record.finish(RESULT)
@@ -236,7 +238,7 @@ def test_write_atomic_keeps_the_old_file(tmp_path, monkeypatch):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from runner.record import Record
+from runner.record.folder import Record
 with Record(Path(sys.argv[1]), []) as record:
     record.start({"device": "cpu"}, [], None)
     record.log({"step": 1})

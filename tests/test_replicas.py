@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.dropout import Dropout
+from runner.command.listing import conf_dir, options
+from runner.core.dropout import Dropout
+from runner.engine.replicas import Broken, Replicas, Unpackable
 from runner.hook import Hook
-from runner.listing import conf_dir, options
-from runner.replicas import Broken, Replicas, Unpackable
 from runner.sharpness import Sharpness
 from scripts import packing
 from tests.tiny import SMALL, trainer

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from runner.batch import Batch
+from runner.core.batch import Batch
 from runner.risk.adaptive_k import AdaptiveK
 from runner.risk.dynamic_reweight import DynamicReweight
 from runner.risk.mean import Mean

@@ -11,8 +11,8 @@ import time
 import pytest
 import torch
 
-from runner import checkpoint
-from runner.record import read_config
+from runner.core import checkpoint
+from runner.record.files import read_config
 from tests.tiny import ROOT, command
 
 SMALL = ["dataset.subset=300", "train.batch_size=30", "model.hidden=[16]", "schedule=constant", "optim=sam",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from runner.build import ConfigError
+from runner.core.mistake import ConfigError
 from runner.sweep.objective import Failed, best, objective, searchable
 from tests.tiny import SMALL, command
 

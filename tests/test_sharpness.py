@@ -8,12 +8,12 @@ import torch
 import yaml
 from torch import nn
 
-from runner.batch import Batch
-from runner.build import build, parameters
-from runner.listing import conf_dir, options
-from runner.precision import LossScale, Overflow
-from runner.trainer import Closure
-from runner.weights import Weights
+from runner.command.build import build, parameters
+from runner.command.listing import conf_dir, options
+from runner.core.batch import Batch
+from runner.core.precision import LossScale, Overflow
+from runner.core.weights import Weights
+from runner.engine.trainer import Closure
 from tests.tiny import SMALL, trainer
 
 NAMES = list(options("sharpness", [conf_dir()]))
@@ -243,7 +243,7 @@ def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypa
 
     (before, w), count = state(), run.count
     before = torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, before)
-    monkeypatch.setattr("runner.trainer.Closure", type("Failing", (FailingClosure,), {"fail_at": fail_at}))
+    monkeypatch.setattr("runner.engine.trainer.Closure", type("Failing", (FailingClosure,), {"fail_at": fail_at}))
     passes = 1 if name == "none" else 2
     if fail_at >= passes:
         pytest.skip(f"{name} makes one pass")

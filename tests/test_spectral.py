@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from runner.batch import Batch
-from runner.build import ConfigError, build
+from runner.command.build import build
+from runner.core.batch import Batch
+from runner.core.mistake import ConfigError
 from runner.risk.spectral import Spectral
 from runner.risk.top_k import TopK
 from tests.reference.risk_spectral import spectrum_of

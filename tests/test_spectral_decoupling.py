@@ -9,10 +9,10 @@ from torch import nn
 from torch.func import vmap
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.weights import Weights
 from runner.dataset import Split, colored_mnist
 from runner.hook.spectral_decoupling import SpectralDecoupling
-from runner.weights import Weights
 from tests.tiny import SMALL, compose, trainer
 
 LOGITS = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]], dtype=torch.float64)

@@ -9,10 +9,11 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from runner.__main__ import main
-from runner.config import Root, folder
-from runner.listing import conf_dir
-from runner.spelling import PATHS, spelled
-from runner.start import find
+from runner.command.config import Root
+from runner.command.listing import conf_dir
+from runner.command.spelling import PATHS, spelled
+from runner.record.identity import folder
+from runner.record.origin import find
 from tests.test_dataset import STREAM, TRAIN, images, load, write
 from tests.tiny import SMALL, compose
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from runner.config import Sweep
-from runner.curves import draw as draw_curves
-from runner.record import history
+from runner.command.config import Sweep
+from runner.record.curves import draw as draw_curves
+from runner.record.files import history
 from runner.sweep import pack
-from runner.sweep.cells import conclude
+from runner.sweep.ends import conclude
 from runner.sweep.pool import _measure
 from runner.sweep.report import draw
 from runner.sweep.table import table

@@ -10,7 +10,7 @@ import termios
 
 import pytest
 
-from runner import output
+from runner.core import output
 from tests.conftest import ROOT
 
 EPOCH = "epoch  1/20  loss 1.8706  train 49.30 %  val 80.56 %  test 82.45 %  nll 1.1056  ece 0.4453  lr 0.0199  6,095/s"

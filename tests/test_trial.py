@@ -5,9 +5,9 @@ import textwrap
 import pytest
 import torch
 
-from runner.build import ConfigError
-from runner.run import Job
-from runner.trial import foreign
+from runner.core.mistake import ConfigError
+from runner.engine.run import Job
+from runner.engine.trial import foreign
 from tests.tiny import compose
 
 BASE = ["dataset.subset=60", "train.batch_size=10", "train.epochs=1", "model.hidden=[8]"]
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from dataclasses import replace
 from contextlib import contextmanager
 from runner.augment import Augment
-from runner.batch import Batch, Output, Pass
+from runner.core.batch import Batch, Output, Pass
 from runner.federated import Federated
 from runner.hook import Hook
 from runner.loss import Loss
@@ -162,7 +162,7 @@ class Own(Augment):
 # (a line of the right class, what stands there instead, what is said): twelve of every seam
 BODY = "        super().__init__()\n        self.head = nn.Linear(64, classes)\n"
 OUT = "        return Output(self.head(x.flatten(1)), x.flatten(1))\n"
-SEAM = "must return runner.batch.Output(logits, features)"
+SEAM = "must return runner.core.batch.Output(logits, features)"
 AMONG = 'return {**hooks, "federated": self}'
 WRONG = {
     "model": [
@@ -305,8 +305,8 @@ WRONG = {
         ("(Schedule)", "", "Own (FILE) is no runner.schedule.Schedule"),
     ],
     "sharpness": [
-        ("return first", "return None", "must return the runner.batch.Pass of a call of the closure, got None"),
-        ("return first", "return first.loss", "Own (FILE).__call__ must return the runner.batch.Pass"),
+        ("return first", "return None", "must return the runner.core.batch.Pass of a call of the closure, got None"),
+        ("return first", "return first.loss", "Own (FILE).__call__ must return the runner.core.batch.Pass"),
         ("return first", "return 1.0", "got 1.0"),
         ("with weights.restored()", "if True", "must leave the weights as they were, bit for bit"),
         ("return first", "weights.data.zero_(); return first", "must leave the weights as they were"),
@@ -328,7 +328,11 @@ WRONG = {
         ("return model\n    def convert", "return model, 1\n    def convert", "got an object of tuple"),
         ("return model\n    def convert", "return 1 / 0\n    def convert", "ZeroDivisionError: division by zero (FILE"),
         ("return model\n    def convert", "sys.exit()\n    def convert", "SystemExit (FILE, line 23, in prepare)"),
-        ("return model\n    def convert", "return nn.Flatten()\n    def convert", "must return runner.batch.Output"),
+        (
+            "return model\n    def convert",
+            "return nn.Flatten()\n    def convert",
+            "must return runner.core.batch.Output",
+        ),
         ("return model\n    def convert", "raise ValueError('no')\n    def convert", "quantization: no"),
         (
             "def convert(self, model, batch):\n        return model",
@@ -350,14 +354,18 @@ WRONG = {
         (
             "        return batch\n",
             "        return None\n",
-            "hook.own: Own (FILE).batch must return a runner.batch.Batch, got None",
+            "hook.own: Own (FILE).batch must return a runner.core.batch.Batch, got None",
         ),
         (
             "        return batch\n",
             "        return batch.x\n",
-            "batch must return a runner.batch.Batch, got a tensor of (8, 1",
+            "batch must return a runner.core.batch.Batch, got a tensor of (8, 1",
         ),
-        ("        return batch\n", "        return batch.select(slice(0, 0))\n", "must return a runner.batch.Batch"),
+        (
+            "        return batch\n",
+            "        return batch.select(slice(0, 0))\n",
+            "must return a runner.core.batch.Batch",
+        ),
         (
             "return 0.01 * out.logits.square().mean()",
             "return None",
@@ -403,7 +411,7 @@ WRONG = {
         (
             "        return batch\n",
             "        return None\n",
-            "Own (FILE).batch must return a runner.batch.Batch, got None",
+            "Own (FILE).batch must return a runner.core.batch.Batch, got None",
         ),
         ("        return batch\n", "        return batch.x, batch.y\n", "got an object of tuple"),
         ("        return batch\n", "        return replace(batch, z=1)\n", "fails in batch: TypeError"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from runner.weights import ALIGN, Weights
+from runner.core.weights import ALIGN, Weights
 
 
 def small() -> nn.Module:

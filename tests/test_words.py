@@ -4,9 +4,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner.__main__ import main
-from runner.build import ConfigError
-from runner.config import identity
-from runner.listing import GROUPS
+from runner.command.listing import GROUPS
+from runner.core.mistake import ConfigError
+from runner.record.identity import identity
 from tests.tiny import compose
 
 LONG = "9" * 5000

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from runner import compose as composing
-from runner.config import Train
-from runner.distributed import device
-from runner.run import Elsewhere, assemble, prepare
+from runner.command import compose as composing
+from runner.command.config import Train
+from runner.core.distributed import device
+from runner.engine.assemble import Elsewhere, assemble, prepare
 
 ROOT = Path(__file__).parent.parent
 compose = lru_cache(maxsize=256)(composing.compose)

@@ -3,8 +3,8 @@
 import numpy as np
 from torch import Tensor
 
-from runner import keyed
-from runner.batch import Batch
+from runner.core import keyed
+from runner.core.batch import Batch
 
 
 class Draw:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from runner.augment import Augment, Draw, of_images
-from runner.schema import Natural
+from runner.core.schema import Natural
 
 
 class CropFlip(Augment):

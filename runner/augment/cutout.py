@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from runner.augment import Augment, Draw, of_images
-from runner.batch import Batch
-from runner.schema import Count
+from runner.core.batch import Batch
+from runner.core.schema import Count
 
 
 class Cutout(Augment):

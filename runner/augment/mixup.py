@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from runner.augment import Augment, Draw
-from runner.batch import Batch
-from runner.schema import Positive
+from runner.core.batch import Batch
+from runner.core.schema import Positive
 
 
 class Mixup(Augment):

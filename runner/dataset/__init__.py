@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from runner import keyed
+from runner.core import keyed
+from runner.core.schema import Count, Fraction, Natural, Range, When
 from runner.dataset import check, damage
-from runner.schema import Count, Fraction, Natural, Range, When
 
 Ratio = Annotated[float, Range(1)]
 DRAWN = [When("noise", "none", but=True), When("subset", None, but=True), When("imbalance", 1, but=True)]

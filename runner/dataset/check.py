@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from runner.blame import blame
+from runner.core.blame import blame
 
 MANY = 1 << 20  # more outputs than this, and than samples, are a mistake in the labels and would fill the memory
 SEAM = "load() must return two splits, (train, test), each a runner.dataset.Split(x, y)"

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from runner import keyed
+from runner.core import keyed
+from runner.core.schema import Fraction
 from runner.dataset import Dataset, Split, fingerprint
 from runner.dataset.hub import Hub
-from runner.schema import Fraction
 
 TEST = 10_000  # samples at the end of MNIST's training file that are the test environment
 SIDE = 28  # pixels of an MNIST image

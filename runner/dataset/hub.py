@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runner.core.schema import Count
 from runner.dataset import Dataset, Split, fingerprint, fixed_test, statistics
 from runner.dataset.images import Encoded, centre, decode, sizes, some
 from runner.dataset.labels import Labels, class_ids
-from runner.online import at_once
-from runner.schema import Count
+from runner.dataset.online import at_once
 
 log = logging.getLogger(__name__)
 FORMAT = 2  # of the decoded cache; a change makes old entries unused

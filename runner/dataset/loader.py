@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from runner import keyed
 from runner.augment import Augment, Draw
-from runner.batch import Batch
-from runner.blame import blame
-from runner.build import ConfigError
+from runner.core import keyed
+from runner.core.batch import Batch
+from runner.core.blame import blame
+from runner.core.mistake import ConfigError
 from runner.dataset import Dataset, Images, Split
 
 

@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from runner import keyed
+from runner.core import keyed
+from runner.core.schema import Natural
 from runner.dataset import Dataset, Split, fingerprint, fixed_test, statistics
 from runner.dataset.digits import Digits, read
 from runner.dataset.hub import Hub
-from runner.schema import Natural
 
 
 class MultiDigits(Dataset):

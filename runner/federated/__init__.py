@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from runner.core.reach import Clock
 from runner.hook import Hook
-from runner.reach import Clock
 
 
 class Federated(Hook):

@@ -12,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner import checkpoint, keyed, padding
-from runner.batch import Batch
-from runner.diagnose import NonFinite
-from runner.dropout import Dropout
+from runner.core import checkpoint, keyed, padding
+from runner.core.batch import Batch
+from runner.core.dropout import Dropout
+from runner.engine.diagnose import NonFinite
+from runner.engine.parts import refusal
+from runner.engine.replicas import Unpackable, refuse, tolerance
+from runner.engine.trainer import Trainer
 from runner.federated.crew import Crew
 from runner.federated.partition import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
-from runner.parts import refusal
-from runner.record import Stopped
-from runner.replicas import Unpackable, refuse, tolerance
+from runner.record.folder import Stopped
 from runner.risk import Risk
-from runner.trainer import Trainer
 
 SIZES = (8, 32, 128)  # clients side by side that the probe tries
 WORTH = 1.1  # times the speed of one after another, below which side by side is not worth its risk
@@ -59,7 +59,7 @@ class Clients:
     remembers samples is shared, as each of them has one client, and one that changes what is evaluated is the server's.
     Its schedule is that of a run of its own over all rounds; an epoch's order is that of the plain run's epoch, of
     which every client takes its own samples. So one client with all the data does what the plain run does. A last batch
-    of one sample is left out where the model cannot take one, see `runner.parts`.
+    of one sample is left out where the model cannot take one, see `runner.engine.parts`.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from runner.record import Died
+from runner.record.folder import Died
 
 LOOK = 0.5  # seconds between two looks at whether to stop
 TRIES = 2  # of a task whose process was killed

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.batch import Batch
-from runner.replicas import Replicas, twin
+from runner.core.batch import Batch
+from runner.engine.replicas import Replicas, twin
 
 
 class Crew(Replicas):

@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner import distributed, keyed
+from runner.core import distributed, keyed
+from runner.core.reach import Clock
+from runner.core.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range, When
 from runner.dataset import Split
-from runner.diagnose import REMEDIES, NonFinite
+from runner.engine.diagnose import REMEDIES, NonFinite
+from runner.engine.replicas import Unpackable
+from runner.engine.trainer import Trainer
 from runner.federated import Federated
 from runner.federated.clients import Clients, Crew, Updates
 from runner.federated.cores import one_thread, spread
 from runner.federated.partition import Kind, Partition, levels, make
 from runner.hook import Hook
-from runner.reach import Clock
-from runner.record import Stopped, write_json
-from runner.replicas import Unpackable
-from runner.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range, When
-from runner.trainer import Trainer
+from runner.record.files import write_json
+from runner.record.folder import Stopped
 
 FORK = 0.3  # seconds of one core's work from which on processes for it pay
 

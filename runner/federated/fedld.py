@@ -5,13 +5,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import Fraction, NonNegative
 from runner.federated.clients import Updates
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
-from runner.loss import wide
-from runner.reach import Begin
-from runner.schema import Fraction, NonNegative
 
 
 class FedLD(FedAvg):

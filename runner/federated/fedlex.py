@@ -5,10 +5,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from runner import keyed
+from runner.core import keyed
+from runner.core.schema import Count, Range
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
-from runner.schema import Count, Range
 
 
 class FedLEx(FedAvg):

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from runner.core.schema import NonNegative
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
-from runner.schema import NonNegative
 
 
 class FedProx(FedAvg):

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from runner.core.reach import Begin
 from runner.federated.clients import Updates
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
-from runner.reach import Begin
 
 
 class Scaffold(FedAvg):

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.schema import Count, NonNegative
 from runner.federated.fedavg import FedAvg
 from runner.hook import Hook
-from runner.schema import Count, NonNegative
 
 
 class WAFL(FedAvg):

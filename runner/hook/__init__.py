@@ -6,12 +6,13 @@ from contextlib import AbstractContextManager, ExitStack
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.reach import Begin
+from runner.core.batch import Batch, Output
+from runner.core.reach import Begin
 
 
 class Hook:
-    """Base of every hook. `run` is the `runner.trainer.Trainer`; state goes through state_dict / load_state_dict.
+    """Base of every hook. `run` is the `runner.engine.trainer.Trainer`; state goes through state_dict and
+    load_state_dict.
 
     Where runs are trained side by side, `loss` is called under one vmap and of `run` it sees count, steps,
     steps_per_epoch and the model only; `batch` and `observe` are called for one replica after another, and what they
@@ -32,7 +33,7 @@ class Hook:
     padding: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
-        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
         return ()
 
     def start(self, run) -> None:

@@ -6,12 +6,12 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from runner import keyed
-from runner.batch import Batch
+from runner.core import keyed
+from runner.core.batch import Batch
+from runner.core.schema import Count, NonNegative, OpenFraction, Positive
 from runner.hook import Hook
 from runner.loss import Loss
 from runner.risk import Risk
-from runner.schema import Count, NonNegative, OpenFraction, Positive
 
 
 class Adversarial(Hook):

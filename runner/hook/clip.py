@@ -1,8 +1,8 @@
 """Gradient clipping."""
 
+from runner.core.schema import Positive
+from runner.core.weights import column
 from runner.hook import Hook
-from runner.schema import Positive
-from runner.weights import column
 
 
 class Clip(Hook):

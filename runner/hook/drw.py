@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from runner import distributed
-from runner.batch import Batch
+from runner.core import distributed
+from runner.core.batch import Batch
+from runner.core.reach import Begin
+from runner.core.schema import Natural, OpenFraction
 from runner.hook import Hook
 from runner.loss import counts
 from runner.loss.focal import Focal
-from runner.reach import Begin
-from runner.schema import Natural, OpenFraction
 
 
 class DRW(Hook):

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 
+from runner.core.reach import Begin
+from runner.core.schema import OpenFraction
+from runner.core.weights import column
 from runner.hook import Hook
-from runner.reach import Begin
-from runner.schema import OpenFraction
-from runner.weights import column
 
 
 class EMA(Hook):

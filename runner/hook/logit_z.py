@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative
 from runner.hook import Hook
-from runner.loss import wide
-from runner.schema import NonNegative
 
 
 class LogitZ(Hook):

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.reach import Begin
+from runner.core.schema import Natural, NonNegative, OpenFraction, Positive
 from runner.hook import Hook
 from runner.hook.ema import EMA
 from runner.hook.saf import no_logits, recorded, trajectory
-from runner.reach import Begin
-from runner.schema import Natural, NonNegative, OpenFraction, Positive
 
 
 class MESA(EMA):

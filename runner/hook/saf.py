@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from runner import distributed
-from runner.batch import Batch, Output
+from runner.core import distributed
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import Count, Natural, NonNegative, Positive
 from runner.hook import Hook
-from runner.loss import wide
-from runner.reach import Begin
-from runner.schema import Count, Natural, NonNegative, Positive
 
 
 def trajectory(now: Tensor, past: Tensor, temperature: float) -> Tensor:

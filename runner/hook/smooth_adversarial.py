@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Count, NonNegative, Positive
 from runner.hook import Hook
 from runner.hook.adversarial import ascend, declared
-from runner.loss import soft_targets, wide
+from runner.loss import soft_targets
 from runner.risk.mean import weighted
-from runner.schema import Count, NonNegative, Positive
 
 
 class SmoothAdversarial(Hook):

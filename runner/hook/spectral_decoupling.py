@@ -5,12 +5,12 @@ from typing import Annotated
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import Natural, NonNegative, Positive, When
+from runner.core.weights import column
 from runner.hook import Hook
-from runner.loss import wide
-from runner.reach import Begin
-from runner.schema import Natural, NonNegative, Positive, When
-from runner.weights import column
 
 
 class SpectralDecoupling(Hook):

@@ -2,12 +2,12 @@
 
 import torch
 
-from runner import distributed
+from runner.core import distributed
+from runner.core.schema import OpenFraction, Positive
+from runner.core.weights import column
 from runner.hook import Hook
 from runner.risk.mean import Mean
-from runner.schema import OpenFraction, Positive
 from runner.sharpness.none import Plain
-from runner.weights import column
 
 
 class SPLPlus(Hook):

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from runner import distributed
-from runner.batch import Batch, Output
-from runner.reach import Begin
+from runner.core import distributed
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
 
 
 class Loss(nn.Module):
@@ -39,7 +40,7 @@ class Loss(nn.Module):
     alike: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
-        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
         return ()
 
     def head(self, out: Output) -> Output:
@@ -69,11 +70,6 @@ class Loss(nn.Module):
 
     def observe(self, out: Output, batch: Batch) -> None:
         """Called once a step with the detached pass measured at w, and not when the step was skipped."""
-
-
-def wide(logits: Tensor) -> Tensor:
-    """Logits in fp32, or in fp64 where they are: a half-precision softmax overflows (users.md row 38)."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def counts(class_counts: list[int] | None, who: str) -> Tensor:

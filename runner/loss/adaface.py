@@ -6,12 +6,13 @@ from math import ceil, log, pi
 import torch
 from torch import Tensor
 
-from runner import distributed
-from runner.batch import Batch, Output
-from runner.loss import Loss, wide
+from runner.core import distributed
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import Fraction, NonNegative, Positive
+from runner.loss import Loss
 from runner.loss.cosine import Cosines, margin_entropy
-from runner.reach import Begin
-from runner.schema import Fraction, NonNegative, Positive
 
 EPSILON = 1e-3
 

@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.build import ConfigError
-from runner.loss import Loss, soft_targets, wide
-from runner.schema import Fraction
+from runner.core.batch import Batch, Output
+from runner.core.mistake import ConfigError
+from runner.core.precision import wide
+from runner.core.schema import Fraction
+from runner.loss import Loss, soft_targets
 
 
 class AggregateResponse(Loss):

@@ -7,11 +7,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, remember, wide
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import NonNegative, Positive, Range
+from runner.loss import Loss, remember
 from runner.loss.ldr_kl import Scaling, robust, scaled
-from runner.reach import Begin
-from runner.schema import NonNegative, Positive, Range
 
 
 class ALDRKL(Loss):

@@ -5,9 +5,10 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
-from runner.schema import Natural, Positive, When
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Natural, Positive, When
+from runner.loss import Loss, soft_targets
 
 
 def ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, wide
-from runner.schema import OpenFraction
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import OpenFraction
+from runner.loss import Loss
 
 
 class CrossEntropy(Loss):

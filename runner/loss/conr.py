@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, wide
-from runner.schema import NonNegative, Positive, When
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative, Positive, When
+from runner.loss import Loss
 
 
 class ConR(Loss):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.loss import soft_targets, wide
+from runner.core.precision import wide
+from runner.loss import soft_targets
 
 
 class Cosines(nn.Module):

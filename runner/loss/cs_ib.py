@@ -5,9 +5,10 @@ from math import log
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, wide
-from runner.schema import NonNegative, Positive
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative, Positive
+from runner.loss import Loss
 
 SMALL = 1e-6  # the least normaliser, in nats: where the inputs or the features are all alike
 

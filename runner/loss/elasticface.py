@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from runner.batch import Batch, Output
-from runner.dropout import Masks, uniform
-from runner.loss import Loss, soft_targets, wide
+from runner.core.batch import Batch, Output
+from runner.core.dropout import Masks, uniform
+from runner.core.precision import wide
+from runner.core.schema import NonNegative, Positive, When
+from runner.loss import Loss, soft_targets
 from runner.loss.cosine import Cosines, margin_entropy
-from runner.schema import NonNegative, Positive, When
 
 EDGE = 1e-6  # cosines stay off -1 and 1, where acos has an infinite slope
 
@@ -30,9 +31,9 @@ class ElasticFace(Loss):
     are the model's features; its own classifier is not used, and a run is measured by z: scores without probabilities,
     as training has margins and evaluation has none.
 
-    The margins are drawn like masks of dropout (`runner.dropout`); outside of a run, and in evaluation, m_i = m. A soft
-    target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), and takes C^2 numbers a sample.
-    Logits (..., C) and targets (...) or (..., C) give (...).
+    The margins are drawn like masks of dropout (`runner.core.dropout`); outside of a run, and in evaluation, m_i = m. A
+    soft target q, which the paper does not treat, gives the expected loss sum_c q_c L(c), and takes C^2 numbers a
+    sample. Logits (..., C) and targets (...) or (..., C) give (...).
 
     Parameters
     ----------

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, remember, soft_targets, wide
-from runner.reach import Begin
-from runner.schema import NonNegative, OpenFraction
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import NonNegative, OpenFraction
+from runner.loss import Loss, remember, soft_targets
 
 EDGE = 1e-4  # the authors' bounds of p: 1 - <t, p> stays above it
 

@@ -6,10 +6,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from runner import keyed
-from runner.batch import Batch, Output
-from runner.loss import Loss, remember, soft_targets, wide
-from runner.schema import Range
+from runner.core import keyed
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Range
+from runner.loss import Loss, remember, soft_targets
 
 
 class EnsLoss(Loss):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
-from runner.reach import Begin
-from runner.schema import Natural, NonNegative
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.reach import Begin
+from runner.core.schema import Natural, NonNegative
+from runner.loss import Loss, soft_targets
 
 
 class Evidential(Loss):

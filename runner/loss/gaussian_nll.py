@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, errors, wide
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.loss import Loss, errors
 
 LEAST = 1e-6  # added to the variance
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.schema import Positive
 from runner.loss import Loss, errors
-from runner.schema import Positive
 
 
 class Huber(Loss):

@@ -2,10 +2,11 @@
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, counts, wide
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative, Positive
+from runner.loss import Loss, counts
 from runner.loss.cosine import Cosines, margin_entropy
-from runner.schema import NonNegative, Positive
 
 
 class LDAM(Loss):

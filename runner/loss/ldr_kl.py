@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, log_rest, wide
-from runner.schema import NonNegative, Positive
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative, Positive
+from runner.loss import Loss, log_rest
 
 Scaling = Literal["none", "l1", "softplus"]
 EXPONENTIAL = -20.0  # below it log softplus(z) = z - e^z / 2 to rounding, in fp64 too

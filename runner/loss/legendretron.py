@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, wide
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Count
+from runner.loss import Loss
 from runner.loss.ce import CrossEntropy
-from runner.schema import Count
 
 
 class LegendreTron(Loss):

@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
-from runner.schema import Positive
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Positive
+from runner.loss import Loss, soft_targets
 
 
 class Square(Loss):

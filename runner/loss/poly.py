@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
-from runner.schema import OpenFraction, Range
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import OpenFraction, Range
+from runner.loss import Loss, soft_targets
 
 Epsilon = Annotated[float, Range(-1)]  # below -1 the first coefficient of the series, 1 + epsilon, would be negative
 

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative
+from runner.loss import Loss, soft_targets
 from runner.loss.poly import Epsilon
-from runner.schema import NonNegative
 
 
 class PolyFocal(Loss):

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.schema import Range
 from runner.loss import Loss, errors
-from runner.schema import Range
 
 
 class Quantile(Loss):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
 from runner.loss import Loss, errors
 
 

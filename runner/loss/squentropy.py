@@ -3,8 +3,9 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.loss import Loss, soft_targets
 
 
 class Squentropy(Loss):

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, counts, soft_targets, wide
-from runner.schema import NonNegative
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative
+from runner.loss import Loss, counts, soft_targets
 
 
 class VectorScaling(Loss):

@@ -3,9 +3,10 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from runner.batch import Batch, Output
-from runner.loss import Loss, soft_targets, wide
-from runner.schema import Positive
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Positive
+from runner.loss import Loss, soft_targets
 
 
 class SphericalZ(Loss):

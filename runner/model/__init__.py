@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from runner.batch import Output
+from runner.core.batch import Output
 
 
 class Classifier(nn.Module):

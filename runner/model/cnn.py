@@ -4,9 +4,9 @@ from math import ceil
 
 from torch import nn
 
+from runner.core.schema import Count
 from runner.model import Classifier
 from runner.model.shapes import image
-from runner.schema import Count
 
 CELLS = 8  # at most this many positions a side enter the hidden layer: all of them up to 35 pixels
 

@@ -4,8 +4,8 @@ from math import prod
 
 from torch import nn
 
+from runner.core.schema import Count
 from runner.model import Classifier
-from runner.schema import Count
 
 
 class Mlp(Classifier):

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.core.schema import Count
 from runner.model.mlp import Mlp
-from runner.schema import Count
 
 
 class Head(nn.Linear):

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.core.schema import Count
 from runner.model import Classifier
 from runner.model.shapes import image
-from runner.schema import Count
 
 
 class PaddedShortcut(nn.Module):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from runner.dataset.online import at_once
 from runner.model import Classifier
 from runner.model.shapes import image
-from runner.online import at_once
 
 GIVEN = ("in_chans", "num_classes", "pretrained", "model_name")  # never in `args`
 

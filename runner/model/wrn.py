@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runner.core.schema import Count, OpenFraction
 from runner.model import Classifier
 from runner.model.shapes import image
-from runner.schema import Count, OpenFraction
 
 
 class WideBlock(nn.Module):

@@ -10,7 +10,7 @@ with either. The functions below are torch's own in-place ones where the factor 
 
 from torch import Tensor
 
-from runner.weights import column
+from runner.core.weights import column
 
 
 def given(value: float | Tensor) -> bool:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import torch
 
+from runner.core.schema import NonNegative, OpenFraction, Positive, When
+from runner.core.weights import column
 from runner.optim import addcdiv_, addcmul_, given, plus
-from runner.schema import NonNegative, OpenFraction, Positive, When
-from runner.weights import column
 
 
 class Adam(torch.optim.Optimizer):

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import torch
 
+from runner.core.schema import NonNegative, OpenFraction, When
+from runner.core.weights import column
 from runner.optim import add_, given, plus
-from runner.schema import NonNegative, OpenFraction, When
-from runner.weights import column
 
 
 class SGD(torch.optim.Optimizer):

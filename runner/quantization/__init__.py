@@ -6,9 +6,9 @@ from typing import Annotated
 
 from torch import nn
 
-from runner import reach
-from runner.batch import Batch
-from runner.schema import Range
+from runner.core import reach
+from runner.core.batch import Batch
+from runner.core.schema import Range
 
 Begin = Annotated[float, Range(0, 1, open_high=True, alike=True)]
 
@@ -39,7 +39,7 @@ class Transform:
     after: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
-        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
         if self.begin:
             yield reach.Begin(f"begin={self.begin:g}", opening(self.begin, steps), "no step is quantized", needed=True)
 
@@ -61,6 +61,6 @@ class Transform:
 
     def full(self, model: nn.Module, batch: Batch) -> nn.Module | None:
         """The network in full precision that the result of `convert` is compared with; None where there is none."""
-        from runner.quantization.deploy import plain
+        from runner.quantization.fake import plain
 
         return plain(model)

@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from runner import reach
-from runner.batch import Batch
-from runner.dropout import Masks, uniform
+from runner.core import reach
+from runner.core.batch import Batch
+from runner.core.dropout import Masks, uniform
+from runner.core.precision import wide
+from runner.core.schema import Count, Fraction, Natural, NonNegative, Range
 from runner.hook import Hook
-from runner.loss import wide
 from runner.quantization import Begin, Transform, opening
 from runner.quantization.fake import Codes, Float, Quantized, Target, attach, straight
-from runner.schema import Count, Fraction, Natural, NonNegative, Range
 
 Word = Annotated[int, Range(2, 32)]
 LONGEST = 32  # bits of a word

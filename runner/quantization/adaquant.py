@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.schema import Count, Natural, Positive, Range, When
 from runner.quantization.adaround import Several, rectifiers
 from runner.quantization.deploy import PART, seen, uses
 from runner.quantization.fake import FULL, QUANTIZED, Percent, Ranges, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.ptq import PTQ, settled
-from runner.schema import Count, Natural, Positive, Range, When
 
 BASE = 8  # bits of the network in which one layer at a time gets fewer
 LEAST = 1e-6  # the smallest increase of the loss that counts

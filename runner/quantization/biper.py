@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from runner import reach
-from runner.batch import Batch, Output
+from runner.core import reach
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import Count, Fraction, NonNegative, Positive
 from runner.hook import Hook
-from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Codes, Float, Target, attach, now_quantized, sign, straight
 from runner.quantization.fold import estimate
-from runner.schema import Count, Fraction, NonNegative, Positive
 
 
 class Weights(nn.Module):

@@ -3,16 +3,15 @@
 import copy
 import logging
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner import checkpoint, distributed
-from runner.batch import Batch
+from runner.core import checkpoint, distributed
+from runner.core.batch import Batch
 from runner.quantization import Transform
-from runner.quantization.fake import FULL, QUANTIZED, Codes, steps
+from runner.quantization.fake import FULL, Codes, layers, steps
 from runner.quantization.littlebit import Parts
 
 FILE = "quantized.pt"
@@ -21,23 +20,6 @@ PICTURE = "quantization.png"
 # two levels, and a sample across the border between two classes
 SHARE, SAMPLES = 0.002, 2
 PART = 256  # calibration samples that pass through the model at once
-
-
-def layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Its quantized layers by name: those that say how their weights are stored."""
-    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "codes") and hasattr(layer, "bias")}
-
-
-def plain(model: nn.Module) -> nn.Module | None:
-    """A copy that computes with the weights as they are in training, in full precision; None where there are none."""
-    kinds = {quantized: kind for kind, quantized in QUANTIZED.items()}
-    model = copy.deepcopy(model).eval()
-    for layer in layers(model).values():
-        if type(layer) not in kinds:
-            return None
-        layer.__class__ = kinds[type(layer)]
-        del layer.quantize_w, layer.quantize_x
-    return model
 
 
 # ---- stored weights as modules
@@ -271,7 +253,8 @@ def bit_operations(model: nn.Module, x: Tensor) -> dict[str, int]:
 def report(run, transform: Transform, batch: Batch) -> dict | None:
     """Measure the trained, the fake-quantized and the deployed model, and write `quantized.pt` and `quantization.png`.
 
-    run : the `runner.trainer.Trainer` after its last step, or one with the same predict, folder, dataset and hooks.
+    run : the `runner.engine.trainer.Trainer` after its last step, or one with the same predict, folder, dataset and
+        hooks.
     batch : calibration samples.
 
     Returns what result.json holds, or None where nothing is quantized or the weights are not finite:
@@ -321,6 +304,8 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
     ]
     if distributed.rank == 0:
         try:
+            from runner.record.layers import draw
+
             draw(table, run.folder / PICTURE)
         except Exception as error:  # as with curves.png
             logging.getLogger(__name__).warning("%s was not drawn: %s: %s", PICTURE, type(error).__name__, error)
@@ -410,45 +395,3 @@ def _errors(full: nn.Module, model: nn.Module, x: Tensor) -> dict[str, float]:
         for handle in handles:
             handle.remove()
     return {name: error / max(size, 1e-30) for name, (error, size) in sums.items()}
-
-
-def draw(table: list[dict], path: Path) -> None:
-    """Bits and error of every layer as a picture, a PNG or as the path's suffix says."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator, NullLocator
-
-    from runner.curves import COLOURS, FRAME, GRID, INK, write
-
-    names = [row["name"] for row in table]
-    figure = Figure(figsize=(12, 1.2 + 0.28 * max(len(names), 6)), dpi=100, facecolor="white", layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
-    errors = [row["error"] if row["error"] else math.nan for row in table]
-    for axes, values, title, colour in (
-        (left, [row["bits"] for row in table], "Stored bits for each weight", COLOURS["train"]),
-        (right, errors, "Squared error of the output, relative", COLOURS["test"]),
-    ):
-        if axes is left:
-            axes.barh(range(len(names)), values, color=colour, height=0.7)
-        else:  # points, as a bar's length means nothing on a logarithmic axis
-            axes.plot(values, range(len(names)), "o", color=colour, clip_on=False)
-        axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
-        axes.grid(axis="x", color=GRID, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=INK, length=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(FRAME)
-    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    measured = [math.log10(error) for error in errors if error == error]
-    if measured:  # whole powers of ten at both ends, and numbers at these alone
-        right.set_xscale("log")
-        low, high = math.floor(min(measured)), math.ceil(max(measured))
-        right.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
-        right.xaxis.set_minor_locator(NullLocator())
-    else:
-        right.set_xticks([])
-        right.text(0.5, 0.5, "not measured", transform=right.transAxes, ha="center", va="center", color="#999999")
-    left.set_yticks(range(len(names)), names, fontsize=8)
-    left.invert_yaxis()
-    write(figure, path)

@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from runner.batch import Batch
-from runner.loss import wide
+from runner.core.batch import Batch
+from runner.core.precision import wide
+from runner.core.schema import Count
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Bits, Codes, Ends, Float, Target, attach, sign, straight
 from runner.quantization.fold import estimate
 from runner.quantization.standin import bound, size
-from runner.schema import Count
 
 
 class Weights(nn.Module):

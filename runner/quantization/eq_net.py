@@ -8,10 +8,13 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from runner import keyed
-from runner.batch import Batch, Output, Pass
+from runner.core import keyed
+from runner.core.batch import Batch, Output, Pass
+from runner.core.precision import wide
+from runner.core.schema import Count, Fraction, NonNegative, Positive, Range
+from runner.core.weights import Weights, column
 from runner.hook import Hook
-from runner.loss import Loss, wide
+from runner.loss import Loss
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import (
     SMALLEST,
@@ -26,9 +29,7 @@ from runner.quantization.fake import (
     now_quantized,
 )
 from runner.quantization.fold import estimate
-from runner.schema import Count, Fraction, NonNegative, Positive, Range
 from runner.sharpness import Closure, Sharpness
-from runner.weights import Weights, column
 
 Width = Annotated[int, Range(2, 8)]
 UNIFORM = 1.8  # kurtosis of a uniform distribution, 9/5
@@ -91,7 +92,7 @@ def turn(model: nn.Module, number: int) -> None:
 
 class SubNetworks(Sharpness):
     """Mixed into the run's sharpness method: for each of its passes one of every sub-network, whose losses and
-    gradients are added up. So the method works on their sum. The closure is `runner.trainer.Closure`.
+    gradients are added up. So the method works on their sum. The closure is `runner.engine.trainer.Closure`.
 
     passes : sub-networks of a step. measured : the one that is evaluated; None where a pass of its own must be made for
     the statistics of BatchNorm.

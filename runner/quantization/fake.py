@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner import distributed
-from runner.batch import Batch
-from runner.loss import wide
+from runner.core import distributed
+from runner.core.batch import Batch
+from runner.core.precision import wide
+from runner.core.schema import Range
 from runner.quantization.standin import bound, filled, inputs
-from runner.schema import Range
 
 Bits = Annotated[int, Range(1, 8)]
 Percent = Annotated[float, Range(50, 100)]
@@ -543,3 +543,20 @@ def missing(model: nn.Module, layers: dict, order: list[str]) -> str:
     kinds = ", ".join(sorted({type(module).__name__ for module in owners}))
     why = "none of them is called" if layers else f"its layers with parameters are {kinds}"
     return f"nothing to quantize: looked for Linear and Conv2d in {type(model).__name__}, and {why}"
+
+
+def layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Its quantized layers by name: those that say how their weights are stored."""
+    return {name: layer for name, layer in model.named_modules() if hasattr(layer, "codes") and hasattr(layer, "bias")}
+
+
+def plain(model: nn.Module) -> nn.Module | None:
+    """A copy that computes with the weights as they are in training, in full precision; None where there are none."""
+    kinds = {quantized: kind for kind, quantized in QUANTIZED.items()}
+    model = copy.deepcopy(model).eval()
+    for layer in layers(model).values():
+        if type(layer) not in kinds:
+            return None
+        layer.__class__ = kinds[type(layer)]
+        del layer.quantize_w, layer.quantize_x
+    return model

@@ -6,16 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from runner import reach
-from runner.batch import Pass
+from runner.core import reach
+from runner.core.batch import Pass
+from runner.core.schema import Count, Fraction
+from runner.core.weights import Weights, column
 from runner.hook import Hook
 from runner.quantization import Begin, opening
 from runner.quantization.fake import Bits, Ends, Quantizer, now_quantized
 from runner.quantization.lsq import LSQ
-from runner.schema import Count, Fraction
 from runner.sharpness import Closure, Sharpness
 from runner.sharpness.none import Plain
-from runner.weights import Weights, column
 
 
 class TwoGradients(Sharpness):

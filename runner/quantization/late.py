@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from runner.batch import Batch
+from runner.core.batch import Batch
 from runner.hook import Hook
 from runner.quantization import opening
 from runner.quantization.fake import Quantized, watch

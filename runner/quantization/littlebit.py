@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.batch import Batch
-from runner.loss import wide
+from runner.core.batch import Batch
+from runner.core.precision import wide
+from runner.core.schema import Positive
 from runner.quantization import Transform
 from runner.quantization.fake import Same, sign, targets
 from runner.quantization.standin import bound
-from runner.schema import Positive
 
 MULTIPLE = 8  # ranks are multiples of it, and at least it
 SCALE_BITS = 16  # of a number in the scale vectors, as the rule for the rank counts them

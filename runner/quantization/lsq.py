@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from torch import Tensor, nn
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.schema import Count, When
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import FULL, Bits, Ends, Float, Percent, Quantizer, Ranges, Target, attach
-from runner.schema import Count, When
 
 
 class LSQ(Transform):

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from runner.batch import Batch
+from runner.core.batch import Batch
 from runner.quantization import Transform
 
 

@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner import checkpoint
-from runner.config import Train
+from runner.command.config import Train
+from runner.core import checkpoint
+from runner.core.output import unbreakable
+from runner.engine.trainer import Trainer
 from runner.loss import Loss
-from runner.output import unbreakable
 from runner.quantization import deploy
 from runner.quantization.fake import Codes, Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Quantizer, Same
-from runner.record import finished, read_config, write_atomic, write_json
-from runner.trainer import Trainer
+from runner.record.files import finished, read_config, write_atomic, write_json
 
 FILE = "quantized.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -163,7 +163,7 @@ class Session:
 
 def rebuilt(folder: Path, state: dict) -> tuple[Trainer, nn.Module]:
     """A run on the CPU with its weights, and what it deployed, read from the content of `quantized.pt`."""
-    from runner.run import Elsewhere, assemble, prepare
+    from runner.engine.assemble import Elsewhere, assemble, prepare
 
     config = read_config(folder) | {"checkpoint": None}
     train, device = Train(**config["train"] | {"precision": "fp32", "compile": False}), torch.device("cpu")

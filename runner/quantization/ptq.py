@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.schema import Count, When
 from runner.quantization.fake import Bits, Ends, Percent, Ranges, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
-from runner.schema import Count, When
 
 SAMPLES = 256  # on which the range of inputs by MSE is searched
 

@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from runner import reach
-from runner.batch import Batch
+from runner.core import reach
+from runner.core.batch import Batch
+from runner.core.precision import wide
+from runner.core.schema import Count, Positive, Range
 from runner.hook import Hook
-from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import Codes, Float, Target, attach, sign
 from runner.quantization.fold import estimate
 from runner.quantization.standin import size
-from runner.schema import Count, Positive, Range
 
 Power = Annotated[float, Range(1)]
 INTERVAL = 0.1  # around zero the gradient is the chord's, as it is unbounded there

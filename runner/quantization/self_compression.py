@@ -7,13 +7,13 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from runner.batch import Batch, Output
+from runner.core.batch import Batch, Output
+from runner.core.precision import wide
+from runner.core.schema import NonNegative, Range
 from runner.hook import Hook
-from runner.loss import wide
 from runner.quantization import Begin, Transform
 from runner.quantization.fake import SMALLEST, Codes, Float, Same, Target, attach, now_quantized, straight
 from runner.quantization.standin import bound, filled
-from runner.schema import NonNegative, Range
 
 Width = Annotated[float, Range(0, 8, open_low=True)]
 

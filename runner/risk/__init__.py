@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from runner import distributed
-from runner.batch import Batch
-from runner.reach import Begin
+from runner.core import distributed
+from runner.core.batch import Batch
+from runner.core.reach import Begin
 
 
 class Risk(nn.Module):
@@ -31,7 +31,7 @@ class Risk(nn.Module):
     ranks: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
-        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
         return ()
 
     def forward(self, losses: Tensor, batch: Batch) -> Tensor:

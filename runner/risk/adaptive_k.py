@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from runner import distributed
-from runner.batch import Batch
-from runner.reach import Begin
+from runner.core import distributed
+from runner.core.batch import Batch
+from runner.core.reach import Begin
+from runner.core.schema import Fraction, OpenFraction
 from runner.risk import Risk
 from runner.risk.mean import weighted
-from runner.schema import Fraction, OpenFraction
 
 
 class AdaptiveK(Risk):

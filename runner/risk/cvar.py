@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.schema import OpenFraction
 from runner.risk import Risk
 from runner.risk.mean import weighted
-from runner.schema import OpenFraction
 
 
 class CVaR(Risk):

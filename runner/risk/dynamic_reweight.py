@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from runner.batch import Batch
-from runner.reach import Begin
+from runner.core.batch import Batch
+from runner.core.reach import Begin
+from runner.core.schema import Fraction, Positive
 from runner.risk import Risk
 from runner.risk.mean import weighted
-from runner.schema import Fraction, Positive
 
 
 class DynamicReweight(Risk):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from runner.batch import Batch
+from runner.core.batch import Batch
 from runner.risk import Risk
 
 

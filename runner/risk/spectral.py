@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from runner import distributed
-from runner.batch import Batch
-from runner.reach import Begin
+from runner.core import distributed
+from runner.core.batch import Batch
+from runner.core.reach import Begin
+from runner.core.schema import NonNegative
 from runner.risk import Risk
 from runner.risk.mean import weighted
-from runner.schema import NonNegative
 
 
 class Spectral(Risk):

@@ -5,10 +5,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from runner.batch import Batch
+from runner.core.batch import Batch
+from runner.core.schema import Range
 from runner.risk import Risk, one_pass
 from runner.risk.mean import weighted
-from runner.schema import Range
 
 
 class TopK(Risk):

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from runner.reach import Begin
-from runner.schema import NonNegative
+from runner.core.reach import Begin
+from runner.core.schema import NonNegative
 
 
 class Schedule:
@@ -28,7 +28,7 @@ class Schedule:
         raise NotImplementedError
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
-        """What of it waits for a step, in a run of so many: see `runner.reach`."""
+        """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
         warm = round(self.warmup * steps_per_epoch)
         yield Begin(f"the end of warmup={self.warmup:g}", warm, "the learning rate rises until the end, nothing else")
 

@@ -2,8 +2,8 @@
 
 import math
 
+from runner.core.schema import Fraction, NonNegative
 from runner.schedule import Schedule
-from runner.schema import Fraction, NonNegative
 
 
 class Cosine(Schedule):

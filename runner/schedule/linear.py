@@ -1,7 +1,7 @@
 """Linear decay."""
 
+from runner.core.schema import Fraction, NonNegative
 from runner.schedule import Schedule
-from runner.schema import Fraction, NonNegative
 
 
 class Linear(Schedule):

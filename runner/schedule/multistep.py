@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from runner.reach import Begin
+from runner.core.reach import Begin
+from runner.core.schema import NonNegative, Positive
 from runner.schedule import Schedule
-from runner.schema import NonNegative, Positive
 
 
 class MultiStep(Schedule):

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from typing import Literal
 
-from runner.reach import Begin
+from runner.core.reach import Begin
+from runner.core.schema import Fraction, NonNegative
 from runner.schedule import Schedule
-from runner.schema import Fraction, NonNegative
 
 SHAPES = {
     "sqrt": lambda t: 1 - math.sqrt(t),

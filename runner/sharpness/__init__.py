@@ -4,8 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from runner.batch import Pass
-from runner.weights import Weights
+from runner.core.batch import Pass
+from runner.core.weights import Weights
 
 
 class Closure(Protocol):

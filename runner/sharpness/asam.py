@@ -2,10 +2,10 @@
 
 import torch
 
-from runner.batch import Pass
-from runner.schema import Count, NonNegative
+from runner.core.batch import Pass
+from runner.core.schema import Count, NonNegative
+from runner.core.weights import Weights, column
 from runner.sharpness import Closure, Sharpness, nameless
-from runner.weights import Weights, column
 
 
 class ASAM(Sharpness):

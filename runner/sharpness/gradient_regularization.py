@@ -2,10 +2,10 @@
 
 from typing import Literal
 
-from runner.batch import Pass
-from runner.schema import Count, NonNegative, Positive
+from runner.core.batch import Pass
+from runner.core.schema import Count, NonNegative, Positive
+from runner.core.weights import Weights, column
 from runner.sharpness import Closure, Sharpness
-from runner.weights import Weights, column
 
 
 class GradientRegularization(Sharpness):

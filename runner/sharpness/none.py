@@ -1,8 +1,8 @@
 """The plain gradient."""
 
-from runner.batch import Pass
+from runner.core.batch import Pass
+from runner.core.weights import Weights
 from runner.sharpness import Closure, Sharpness
-from runner.weights import Weights
 
 
 class Plain(Sharpness):

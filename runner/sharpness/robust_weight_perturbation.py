@@ -2,10 +2,10 @@
 
 import torch
 
-from runner.batch import Pass
-from runner.schema import Count, NonNegative, Positive
+from runner.core.batch import Pass
+from runner.core.schema import Count, NonNegative, Positive
+from runner.core.weights import Weights
 from runner.sharpness import Closure, Sharpness, nameless
-from runner.weights import Weights
 
 
 class RobustWeightPerturbation(Sharpness):

@@ -1,9 +1,9 @@
 """Sharpness-Aware Minimization."""
 
-from runner.batch import Pass
-from runner.schema import Count, NonNegative
+from runner.core.batch import Pass
+from runner.core.schema import Count, NonNegative
+from runner.core.weights import Weights
 from runner.sharpness import Closure, Sharpness
-from runner.weights import Weights
 
 
 class SAM(Sharpness):

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.record import finished
+from runner.record.files import finished
+from runner.sweep.cells import key_of
 
 if TYPE_CHECKING:
     from runner.sweep.table import Run
@@ -25,8 +26,6 @@ def refuse_unlike(folder: Path, runs: list["Run"], keys: Iterable[str] = ()) -> 
     """
     if folder.absolute().name != DEFAULT or keys:
         return
-    from runner.sweep.table import key_of
-
     kinds = dict.fromkeys(" ".join(sorted({key_of(word) for word in run.typed} - {"seed"})) for run in runs)
     if len(kinds) > 1:
         shown = ", ".join(f"'{kind or 'the defaults'}'" for kind in list(kinds)[:SHOWN])

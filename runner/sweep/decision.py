@@ -11,8 +11,10 @@ from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from runner.record import processor, read_json, write_json
+from runner.record.environment import processor
+from runner.record.files import read_json, write_json
 from runner.sweep.cells import Cell
+from runner.sweep.kind import structure
 
 FILE = Path(".sweeps", "packing.json")  # in outputs/<name>
 
@@ -62,8 +64,6 @@ class Decision:
 def key(config: dict, device) -> str:
     """Of the kind of run and of the machine."""
     import torch
-
-    from runner.sweep.pack import structure
 
     kind = {name: node for name, node in structure(config).items() if name not in APART}
     on_gpu = device.type == "cuda"

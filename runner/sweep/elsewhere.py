@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from runner.record import InUse
+from runner.record.folder import InUse
 from runner.sweep.cells import Cell, counted, done
 
 EVERY = 1.0  # seconds between looks

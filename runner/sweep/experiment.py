@@ -56,19 +56,22 @@ from typing import Any, Literal
 
 import yaml
 
-from runner.build import ConfigError, check, suggest
-from runner.config import APART, APART_TRAIN, Sweep, identity, refuse_idle
-from runner.curves import FORMATS
-from runner.listing import title
-from runner.record import sessions
-from runner.schema import Count, Natural, NonNegative
-from runner.spelling import spelled
+from runner.command.build import check
+from runner.command.config import Sweep, refuse_idle
+from runner.command.listing import title
+from runner.command.spelling import spelled
+from runner.core.mistake import ConfigError, suggest
+from runner.core.schema import Count, Natural, NonNegative
+from runner.record.curves import FORMATS
+from runner.record.files import sessions
+from runner.record.identity import APART, APART_TRAIN, identity
 from runner.sweep import plan as planning
 from runner.sweep import table
-from runner.sweep.cells import Cell, Composer, anew, counted, distinct, done, stale, warn
+from runner.sweep.cells import Cell, Composer, counted, distinct, done, key_of
+from runner.sweep.ends import anew, stale, warn
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import estimate, quantile, welch
-from runner.sweep.table import Row, exact, key_of, shown
+from runner.sweep.table import Row, exact, shown
 
 WIDE = "too wide"
 
@@ -318,8 +321,8 @@ def metrics() -> list[str]:
     """The measures that a run's result may have."""
     import torch
 
-    from runner.final import NAMES
-    from runner.measure import measures
+    from runner.core.measure import measures
+    from runner.engine.final import NAMES
 
     one, two = torch.zeros(1, dtype=torch.long), torch.zeros(1, 2)
     tasks = ((two, one, "classes"), (two, two, "multilabel"), (two, two, "regression"))
@@ -377,7 +380,7 @@ class Plan:
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
-        from runner.errors import explain
+        from runner.command.errors import explain
 
         made, cells, found, whose, compose = self.experiment, {}, {}, {}, composer(self.folders)
         for row, arm in made.rows.items():

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from runner.build import ConfigError
-from runner.record import finished, read_json
+from runner.core.mistake import ConfigError
+from runner.record.files import finished, read_json
 
 ERRORS = {"val_accuracy": lambda value: 1 - value, "val_mae": lambda value: value}
 

@@ -7,26 +7,22 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
 
 import torch
 
-from runner import checkpoint
-from runner.build import locate, parameters
-from runner.config import LISTS, SINGLES
-from runner.diagnose import NonFinite
-from runner.record import InUse, Stopped
-from runner.replicas import Broken, Replicas, Unpackable, refuse, tolerance
-from runner.run import Interrupted, Job, run, signals
-from runner.schema import Range
+from runner.core import checkpoint
+from runner.engine.diagnose import NonFinite
+from runner.engine.replicas import Broken, Replicas, Unpackable, refuse, tolerance
+from runner.engine.run import Interrupted, Job, run, signals
+from runner.engine.trainer import Trainer
+from runner.record.folder import InUse, Stopped
 from runner.sweep.cells import Cell, done
 from runner.sweep.decision import Decision
 from runner.sweep.elsewhere import in_use
+from runner.sweep.kind import structure
 from runner.sweep.progress import counting
-from runner.trainer import Trainer
 
 __all__ = ["Unpackable", "groups", "together"]
 
@@ -47,57 +43,6 @@ def groups(cells: list[Cell]) -> list[list[Cell]]:
     return list(found.values())
 
 
-def structure(config: dict) -> dict:
-    """The config with a placeholder for every number that replicas may differ in."""
-    same = {key: value for key, value in config.items() if key not in ("seed", "sweep", "choices", *SINGLES, *LISTS)}
-    same["checkpoint"] = same.get("checkpoint") is not None  # whether: the weights may be different ones
-    for group in SINGLES:
-        same[group] = _structure(config[group], group)
-    for group in LISTS:
-        same[group] = {name: _structure(node, f"{group}.{name}") for name, node in config[group].items()}
-    return same
-
-
-def _structure(node: dict, where: str) -> dict:
-    floating, found = _floats(locate(node["_target_"], where)), {}
-    for key, value in node.items():
-        if isinstance(value, dict) and "_target_" in value:
-            found[key] = _structure(value, f"{where}.{key}")
-        elif key == "damage_seed" and value is not None:
-            found[key] = "seed"
-        elif key in floating and where != "model" and (kind := number(value)):
-            # a term that an optimizer leaves out at zero has no state there
-            found[key] = f"{kind} (zero)" if where == "optim" and value == 0 else kind
-        else:
-            found[key] = value
-    return found
-
-
-@lru_cache(maxsize=1024)
-def _floats(target: Any) -> frozenset[str]:
-    """The keys that take a float, by the constructor's annotation or default."""
-
-    def is_float(hint: Any) -> bool:
-        if get_origin(hint) is Annotated:
-            base, *extras = get_args(hint)
-            return is_float(base) and not any(isinstance(extra, Range) and extra.alike for extra in extras)
-        return hint is float or any(is_float(part) for part in get_args(hint))
-
-    def takes(parameter) -> bool:
-        hint = parameter.annotation
-        return type(parameter.default) is float if hint is parameter.empty else is_float(hint)
-
-    return frozenset(key for key, parameter in parameters(target)[0].items() if takes(parameter))
-
-
-def number(value: Any) -> str | None:
-    """A placeholder for a float, or for several; None for anything else."""
-    numbers = value if isinstance(value, list) else [value]
-    if not numbers or any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
-        return None
-    return f"{len(numbers)} numbers" if isinstance(value, list) else "number"
-
-
 # ---- training them
 
 
@@ -107,7 +52,8 @@ def together(
     say: Callable[[str], None],
     ended: Callable[[Cell, str, str], None],
 ) -> None:
-    """Train the cells side by side in this process, each with its own folder, as `runner.run.run` would one of them.
+    """Train the cells side by side in this process, each with its own folder, as `runner.engine.run.run` would one of
+    them.
 
     pack: "auto", or any number: train them so even where it is slower. say: prints a line. ended(cell, status,
     message) is called once for each cell that is "done", "failed", or "elsewhere": another process is at it.

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from runner.sweep.cells import Cell, counted, done, home, near, stale
+from runner.core.output import near
+from runner.sweep.cells import Cell, counted, done, home
+from runner.sweep.ends import stale
 
 wanted = False  # by the present command
 folders: list[Path] = []  # the user's, for the commands

@@ -17,8 +17,8 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runner.build import ConfigError
-from runner.config import Sweep, refuse_idle
+from runner.command.config import Sweep, refuse_idle
+from runner.core.mistake import ConfigError
 from runner.sweep import cells as ends
 from runner.sweep import objective, plan, pool
 from runner.sweep.cells import Cell, Composer

@@ -7,7 +7,7 @@ the command is gone, and the worker stops its run after the present step, with t
 
 Signals. Ctrl-C and the end of a terminal (SIGHUP) reach all its processes, and mean what the command makes of them:
 workers never see them. The command tells those that are in a run with SIGTERM, which a run takes as a wish to stop
-(`runner.run`).
+(`runner.engine.run`).
 """
 
 import contextlib
@@ -29,15 +29,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.config import Sweep
-from runner.output import Quiet
-from runner.record import Stopped, finished, history, write_json
-from runner.sweep.cells import Cell, distinct, done, near
+from runner.command.config import Sweep
+from runner.core.output import Quiet, near
+from runner.record.files import finished, history, write_json
+from runner.record.folder import Stopped
+from runner.sweep.cells import Cell, distinct, done
 from runner.sweep.elsewhere import Elsewhere, in_use
 from runner.sweep.preflight import CHECK, Preflight, look, said
 
 # What every run needs; torch's optimizers import its compiler
-PRELOAD = ["torch", "torch._dynamo", "runner.run", "runner.sweep.pool", "runner.sweep.pack"]
+PRELOAD = ["torch", "torch._dynamo", "runner.engine.run", "runner.sweep.pool", "runner.sweep.pack"]
 PRELOAD += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
 STOPPING = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
 GRACE = 10.0  # seconds that a worker has for ending when it has nothing more to do
@@ -621,7 +622,7 @@ class _Here:
             raise KeyboardInterrupt
 
     def anew(self) -> None:
-        """What a run may have changed and `runner.run.prepare` does not set: a run finds it as in a new process."""
+        """What a run may have changed and `runner.engine.run.prepare` does not set: a run finds it as in a new one."""
         import torch
 
         os.chdir(self.folder)
@@ -672,7 +673,7 @@ def serve(pipe, log: Path, environment: dict[str, str], threads: int) -> None:
     own.propagate = False
     import torch
 
-    import runner.run  # noqa: F401 - both are here already where the worker was forked
+    import runner.engine.run  # noqa: F401 - both are here already where the worker was forked
 
     torch.set_num_threads(threads)
     torch.ones(
@@ -712,8 +713,8 @@ def _tidy() -> None:
 
 def _alone(here: _Here, cell: Cell) -> tuple[str, str]:
     """(status, one line)"""
-    from runner.build import ConfigError
-    from runner.run import run
+    from runner.core.mistake import ConfigError
+    from runner.engine.run import run
 
     folder = cell.folder  # now: it may be relative to where we are, and the run may go elsewhere
     try:
@@ -757,8 +758,8 @@ def _stopped(here: _Here) -> tuple[str, str]:
 
 def _line(error: BaseException) -> str:
     """The error in a line, with the user's file where it comes from one, after its traceback in the log."""
-    from runner.blame import blame, own_frame
-    from runner.build import ConfigError
+    from runner.core.blame import blame, own_frame
+    from runner.core.mistake import ConfigError
 
     if isinstance(error, ConfigError):
         return str(error)

@@ -9,7 +9,7 @@ from collections import deque
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from runner.build import ConfigError
+from runner.core.mistake import ConfigError
 from runner.sweep.cells import Cell, counted
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ CHECK = "check"  # what a worker is given in place of the size of a pack
 
 def look(cell: Cell) -> tuple[str, list[str]]:
     """(why the run cannot be, what it has to say before its first step), in a worker."""
-    from runner.run import Job
+    from runner.engine.run import Job
 
     try:
         return "", list(Job(cell.config, cell.overrides).trainer.notices)

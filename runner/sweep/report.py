@@ -7,8 +7,8 @@ import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runner.curves import COLOURS, GRID, INK, within, write
-from runner.record import write_atomic
+from runner.record.curves import COLOURS, GRID, INK, within, write
+from runner.record.files import write_atomic
 from runner.sweep.statistics import estimate
 
 PAPER, OURS, WIDE, SEED = "paper, ± as printed", "ours, 95 % interval", "ours, too wide to tell", "one seed"

@@ -8,21 +8,20 @@ What is missing is said, never left out.
 
 import argparse
 import json
-import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runner.build import suggest
-from runner.config import APART, APART_TRAIN
-from runner.curves import FORMATS
-from runner.output import unbreakable
-from runner.provenance import mixed, remarks
-from runner.record import finished, history, read_config, read_json, read_yaml
+from runner.core.mistake import suggest
+from runner.core.output import unbreakable
+from runner.record.curves import FORMATS
+from runner.record.files import finished, history, read_config, read_json, read_yaml
+from runner.record.identity import APART, APART_TRAIN
+from runner.record.provenance import mixed, remarks
 from runner.sweep.alike import default_metric, notices, refuse_unlike
-from runner.sweep.cells import counted
+from runner.sweep.cells import counted, key_of
 from runner.sweep.progress import counting
 from runner.sweep.report import Block, Panel, Report, draw, save
 from runner.sweep.statistics import Estimate, estimate, holm, paired
@@ -342,10 +341,6 @@ def uneven(runs: list[Run], out: Iterable[Path] = ()) -> list[str]:
     for folder, why in mixed({folder: run.result for folder, run in whole.items()}, data).items():
         whole[folder].value, whole[folder].missing = None, why
     return remarks(run.result.get("made") for run in whole.values() if run.value is not None)
-
-
-def key_of(override: str) -> str:
-    return re.split("[=@]", override.lstrip("+~"))[0]
 
 
 def command(overrides: list[str], seed: Any) -> str:

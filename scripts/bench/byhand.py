@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.build import build
-from runner.measure import measures
+from runner.command.build import build
+from runner.core.measure import measures
 from scripts.bench.cases import Case, now, pixels
 from tests.tiny import compose
 

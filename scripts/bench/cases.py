@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn import functional as F
 
-from runner import distributed
-from runner.build import locate
-from runner.config import Train, check_all
+from runner.command.build import locate
+from runner.command.config import Train, check_all
+from runner.core import distributed
 from runner.dataset import Dataset, Split
-from runner.record import Record
-from runner.run import assemble, prepare
-from runner.trainer import Trainer
+from runner.engine.assemble import assemble, prepare
+from runner.engine.trainer import Trainer
+from runner.record.folder import Record
 from tests.tiny import compose
 
 

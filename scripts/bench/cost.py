@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from runner.listing import conf_dir, options
+from runner.command.listing import conf_dir, options
 from scripts.bench import compare, report
 from scripts.bench.cases import LENET, RESNET, Case, Steps, now
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from runner.batch import Batch
+from runner.core.batch import Batch
 from scripts.bench import compare, report
 from scripts.bench.byhand import ByHand
 from scripts.bench.cases import CIFAR, LENET, MLP, RESNET, Case, Fit, Steps, build

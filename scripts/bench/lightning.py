@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn import functional as F
 
-from runner.measure import measures
+from runner.core.measure import measures
 from scripts.bench.byhand import Data, network
 from scripts.bench.cases import Case, now
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from runner.build import build as make
+from runner.command.build import build as make
 from scripts.bench import compare
 from scripts.bench.cases import LENET, RESNET, Case, Steps, build, now
 from scripts.bench.rounds import once

@@ -4,7 +4,7 @@ import resource
 import sys
 from pathlib import Path
 
-from runner.replicas import Replicas, twin
+from runner.engine.replicas import Replicas, twin
 from scripts.bench import compare
 from scripts.bench.cases import LENET, Case, Steps, build, now
 from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, once, take_turns

@@ -6,7 +6,7 @@ from datetime import date
 from importlib import metadata
 from pathlib import Path
 
-from runner.record import processor
+from runner.record.environment import processor
 from scripts.bench.compare import Found
 
 RESULTS = Path(__file__).parent / "results"

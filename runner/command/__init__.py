@@ -1,0 +1,1 @@
+"""From words to a checked config, and from a config to objects."""

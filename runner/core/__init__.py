@@ -1,0 +1,1 @@
+"""The ground: what the rest stands on, and no method knows."""

@@ -1,0 +1,253 @@
+"""From a checked config to the objects of a run, with all global state set anew."""
+
+import copy
+import hashlib
+import os
+import random
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runner.command.build import build, locate
+from runner.command.config import Train, sources
+from runner.command.listing import conf_dir, options
+from runner.core import distributed, keyed
+from runner.core.batch import Batch
+from runner.core.dropout import Masks
+from runner.core.mistake import ConfigError
+from runner.core.precision import Precision
+from runner.core.reach import unreached
+from runner.core.weights import Weights
+from runner.dataset.loader import Loader
+from runner.engine import contract, parts, trial
+from runner.engine.start import Start
+from runner.engine.trainer import Trainer
+from runner.hook import Hook, Hooks
+from runner.quantization.late import Late
+from runner.record.origin import digest
+
+
+def prepare(seed: int, train: Train, device: torch.device) -> None:
+    """Everything global that a run depends on, set anew so that nothing of an earlier run in this process remains.
+
+    What is not said by the config is set as it is in a new process: nothing else decides what a run computes.
+    """
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(f"device={device}: there are {torch.cuda.device_count()} CUDA devices here")
+        torch.cuda.set_device(device)
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict != (train.deterministic, False):  # not in any case: the call imports the compiler, which takes a second
+        torch.use_deterministic_algorithms(train.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.backends.cudnn.deterministic = torch.backends.mkldnn.deterministic = train.deterministic
+    torch.backends.cudnn.benchmark = not train.deterministic
+    torch.backends.cudnn.enabled = torch.backends.mkldnn.enabled = True
+    for part in (torch.backends, torch.backends.cudnn, torch.backends.mkldnn.conv, torch.backends.mkldnn.rnn):
+        part.fp32_precision = "none"  # not said; the next two say it where torch does
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = True
+    products = torch.backends.cuda.matmul
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = True
+    products.allow_fp16_accumulation = False
+    torch.backends.cuda.enable_flash_sdp(True), torch.backends.cuda.enable_mem_efficient_sdp(True)
+    torch.backends.cuda.enable_math_sdp(True), torch.backends.cuda.enable_cudnn_sdp(True)
+    torch.backends.mha.set_fastpath_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    torch.set_anomaly_enabled(False)
+    torch.set_flush_denormal(False)
+    for kind, dtype in (("cpu", torch.bfloat16), ("cuda", torch.float16)):
+        torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.set_autocast_cache_enabled(True)
+    torch.clear_autocast_cache()
+    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()  # what it compiled for earlier models counts towards its limit of versions
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
+    """Build every object of a run from its nodes. Returns (trainer, federated, transform, its calibration batch)."""
+    dataset = build(config["dataset"], "dataset", seed=config["seed"], **sources(config))
+    with as_config_error("dataset"):
+        dataset.prepare()
+    context = dataset.context
+    augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
+    model = build(config["model"], "model", **context)
+    loader = Loader(
+        dataset,
+        device,
+        train.batch_size,
+        config["seed"],
+        augments,
+        workers=train.workers,
+        drop_last=train.drop_last,
+        channels_last=train.channels_last,
+        rank=distributed.rank,
+        world=distributed.world,
+        dtype=torch.get_default_dtype(),
+    )
+    _check_batches(loader, len(dataset.train), train)
+    memory_format = torch.channels_last if train.channels_last else torch.preserve_format
+    masks = Masks([config["seed"]])
+    model = masks.install(model).to(device, memory_format=memory_format)
+    start = Start(config["checkpoint"]) if config.get("checkpoint") else None
+    if start is not None:
+        start.into_model(model)
+    transform = build(config["quantization"], "quantization")
+    example = next(iter(_whole(loader).evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
+    calibration = calibration_batch(dataset, loader, config["seed"], transform.calibration) or example
+    with trial.guard("quantization", transform, "prepare fails"), as_config_error("quantization"):
+        prepared = transform.prepare(model, calibration)
+    if not isinstance(prepared, torch.nn.Module):
+        raise trial.wrong("quantization", transform, "prepare", "the model, a torch.nn.Module", prepared)
+    model = masks.install(prepared)
+    precision = Precision(train.precision, device)
+    out = trial.output(model, example, precision)
+    context["features"] = out.features.shape[-1]
+    loss = masks.install(build(config["loss"], "loss", **context)).to(device)
+    rounds = start is not None and transform.after  # and does not train
+    with trial.guard("loss", loss, "has no tasks"):
+        tasks = tuple(loss.tasks)
+    if dataset.task not in tasks:
+        raise ConfigError(
+            f"loss={config['choices']['loss']} is defined for {' and '.join(tasks)}, "
+            f"dataset={config['choices']['dataset']} has {dataset.task}; "
+            f"for that there are loss={', '.join(_losses_for(dataset.task))}"
+        )
+    origin = None
+    if start is not None:
+        taken = start.into_loss(loss, config["choices"]["loss"], trains=not rounds)
+        facts, lines = start.compare(config, dataset.fingerprint)
+        origin = {
+            "path": str(start.path),
+            "weights": digest(config["checkpoint"]),
+            "step": start.step,
+            **taken,
+            **facts,
+        }
+        dataset.notices += lines
+    risk = build(config["risk"], "risk", **context).to(device)
+    trial.value(model, loss, risk, out, example, dataset.classes)
+    with as_config_error("model"):
+        weights = Weights(model, loss, risk)
+    elementwise = getattr(locate(config["optim"]["_target_"], "optim"), "elementwise", False)
+    params = [weights.flat] if elementwise else weights.parameters
+    server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
+    federated = build(config["federated"], "federated", **server)
+    hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
+    if isinstance(transform, Hook):
+        hooks = {"quantization": transform} | hooks
+    if transform.begin:
+        hooks = {"late": Late(transform.begin, calibration)} | hooks
+    optimizer = build(config["optim"], "optim", params=params)
+    sharpness = build(config["sharpness"], "sharpness")
+    trial.attributes(optimizer, sharpness)
+    ineffective = contract.check(optimizer, lambda other: build(config["optim"], "optim", params=other), params)
+    trainer = Trainer(
+        dataset=dataset,
+        loader=loader,
+        model=model,
+        loss=loss,
+        risk=risk,
+        weights=weights,
+        optimizer=optimizer,
+        schedule=build(config["schedule"], "schedule"),
+        sharpness=sharpness,
+        hooks=Hooks(trial.among(federated, hooks)),
+        precision=precision,
+        masks=masks,
+        train=train,
+        device=device,
+        record=record,
+    )
+    trainer.notices += ineffective
+    where = "hook" if type(federated).start is Hook.start else "federated"
+    with trial.one_line(where), as_config_error(where):
+        trainer.hooks.start(trainer)
+    trainer.notices += [*loss.notices(trainer), *risk.notices(trainer), *trainer.sharpness.notices(trainer)]
+    if not loss.probabilities and dataset.task != "regression":
+        trainer.notices.append(
+            f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
+            f"are null{', but for those after temperature scaling' if dataset.val is not None else ''}"
+        )
+    trainer.origin = origin
+    if rounds:
+        trainer.steps = 0
+    else:
+        parts.check(trainer, federated.epochs(trainer), example)
+        named = {"loss": loss, "risk": risk, "schedule": trainer.schedule, "sharpness": trainer.sharpness}
+        named |= {"quantization": transform, "federated": federated}
+        options = {f"{group}={config['choices'][group]}": part for group, part in named.items()}
+        options |= {f"hook={name}": hooks[name] for name in config["hook"]}
+        for where, part in options.items():
+            trainer.notices += unreached(where, part, federated.clocks(trainer, part))
+    return trainer, federated, transform, calibration
+
+
+def _losses_for(task: str) -> list[str]:
+    """The options of conf/loss that are defined for the task, which their classes say."""
+    import yaml
+
+    targets = {
+        name: yaml.safe_load(path.read_text())["_target_"] for name, path in options("loss", [conf_dir()]).items()
+    }
+    return [name for name, target in targets.items() if task in locate(target, "loss").tasks]
+
+
+def calibration_batch(dataset, loader: Loader, seed: int, size: int) -> Batch | None:
+    """Training samples keyed by the seed, without augmentation, the same in every process; recorded in the result."""
+    if not size:
+        return None
+    chosen = keyed.generator(seed, "calibration").permutation(len(dataset.train))[:size]
+    rows = torch.from_numpy(np.sort(chosen))
+    digest = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:10]
+    dataset.record["calibration"] = {"samples": len(rows), "rows": digest, "of": "train"}
+    return next(iter(_whole(loader).evaluate(dataset.train.select(rows), len(rows))))
+
+
+def _whole(loader: Loader) -> Loader:
+    """The same loader, of which this process has all samples and not its share."""
+    whole = copy.copy(loader)
+    whole.rank, whole.world = 0, 1
+    return whole
+
+
+@contextmanager
+def as_config_error(where: str):
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _check_batches(loader: Loader, samples: int, train: Train) -> None:
+    if loader.steps_per_epoch == 0:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size}: an epoch of {samples} samples has no whole batch to share among "
+            f"{distributed.world} process(es); take a smaller batch or train.drop_last=false"
+        )
+
+
+class Elsewhere:
+    """The record as the processes see it that do not write it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.lines, self.lost = folder, 0, ""
+
+    def start(self, *_) -> None: ...
+    def sync(self) -> None: ...
+    def log(self, *_) -> None: ...
+    def finish(self, *_) -> None: ...
+    def __enter__(self): ...
+    def __exit__(self, *_): ...

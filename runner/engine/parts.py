@@ -1,0 +1,97 @@
+"""The parts in which samples reach the model, the smallest of which is known before the first step."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from runner.core import distributed
+from runner.core.batch import Batch
+from runner.core.mistake import ConfigError
+from runner.engine.trainer import Trainer
+from runner.risk import attended
+
+
+def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) -> None:
+    """Refuse a run of which some part is one sample, where model, loss or risk cannot take one.
+
+    epochs : the training samples that are visited in turn, how many steps they are visited for, and whose they are; see
+    `runner.federated.Federated.epochs`. Of two samples there are statistics, whatever they are taken over.
+    """
+    m, size = run.sharpness.m, run.loader.batch_size
+    if m is not None and m >= size and distributed.world == 1:
+        run.notices.append(
+            f"sharpness.m={m}: no batch has more than {size} samples, one perturbation is for all of them"
+        )
+    found = (of for own in epochs for of in batches(run, *own))
+    size, why, instead = min((part for of in found for part in cut(run, *of)), key=lambda part: part[0])
+    if size == 1 and (fault := refusal(run, example)):
+        comma = "," if "," in why else ""
+        raise ConfigError(
+            f"{why}{comma} would be one sample, which this model or its loss cannot take ({fault}); {instead}"
+        )
+
+
+def batches(run: Trainer, samples: int, steps: int, whose: str) -> Iterator[tuple[int, str, str]]:
+    """(samples, what they are, what to do were they too few) of the different batches that are really reached."""
+    size, per_epoch = run.loader.batch_size, run.loader.steps(samples)
+    if samples >= size:
+        yield size, f"a batch of {size}", "take a larger train.batch_size"
+    if per_epoch > samples // size and steps >= per_epoch:
+        yield (
+            samples % size,
+            f"the last batch of {whose} {samples:,} samples",
+            "set train.drop_last=true or another train.batch_size",
+        )
+
+
+def cut(run: Trainer, size: int, why: str, instead: str) -> Iterator[tuple[int, str, str]]:
+    """The same of the parts that such a batch is cut into: shares of processes, sharpness.m, micro-batches."""
+    world = distributed.world
+    for share in {size * (rank + 1) // world - size * rank // world for rank in range(world)}:
+        shared = f"{why} shared by {world} processes"
+        here = (share, shared, "take another train.batch_size") if world > 1 else (size, why, instead)
+        for part, why_part, instead_part in _pieces(*here, run.sharpness.m, "sharpness.m={}"):
+            micro = -(-part // run.train.accumulate)
+            told = f"train.accumulate={run.train.accumulate}"
+            yield from _pieces(part, why_part, instead_part, micro, told)
+
+
+def _pieces(size: int, why: str, instead: str, at_most: int | None, key: str) -> Iterator[tuple[int, str, str]]:
+    if at_most is None or at_most >= size:
+        yield size, why, instead
+        return
+    key = key.format(at_most)
+    for piece in {at_most, size % at_most} - {0}:
+        yield (
+            piece,
+            f"a part of {why.removeprefix('a part of ')}, cut by {key}",
+            f"choose another {key.partition('=')[0]} or train.batch_size",
+        )
+
+
+def refusal(run: Trainer, example: Batch) -> str | None:
+    """Why model, loss or risk cannot take a batch of one sample in training, or None: tried, and nothing is left."""
+    kept = [(buffer, buffer.clone()) for part in (run.model, run.loss, run.risk) for buffer in part.buffers()]
+    training, here, forward = run.model.training, run.draws.where(), run.forward
+    one = replace(example.select(slice(0, 1)), total=1)
+    run.forward = run.model  # not what torch.compile made of it, which would be compiled for this size
+    run.model.train()
+    try:
+        with torch.no_grad(), run.statistics(live=False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            out = run.outputs(one.x)
+            losses = run.loss(out, one)
+            value = run.risk(attended(losses, one), one)
+    except Exception as error:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    finally:
+        run.forward = forward
+        run.model.train(training)
+        run.draws.go(here)
+        for buffer, before in kept:
+            buffer.copy_(before)
+    if not all(torch.isfinite(tensor).all() for tensor in (out.logits, value)):
+        return "what comes out is not finite"
+    return None

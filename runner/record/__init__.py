@@ -1,0 +1,1 @@
+"""The folder of a run: what is in it, how it is read, drawn, compared and exported."""

@@ -1,0 +1,27 @@
+"""What a run is called: a digest of what it computes, and the folder of that name."""
+
+import hashlib
+import json
+from pathlib import Path
+
+# What does not change the numbers that a run computes is not part of its identity
+APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices", "sweep"}
+APART_TRAIN = {"workers", "eval_batch_size", "save_minutes"}
+
+
+def identity(config: dict) -> str:
+    """Ten hexadecimal digits of what a run computes: its config less what does not change the result.
+
+    Of `checkpoint` the weights count, wherever they lie. Raises ConfigError where there are none.
+    """
+    core = {key: value for key, value in config.items() if key not in APART and key != "checkpoint"}
+    if where := config.get("checkpoint"):
+        from runner.record import origin  # not above: a config without one needs no torch
+
+        core["checkpoint"] = origin.digest(where)
+    core["train"] = {key: value for key, value in config["train"].items() if key not in APART_TRAIN}
+    return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def folder(config: dict) -> Path:
+    return Path(config["outputs_dir"]).expanduser().absolute() / config["name"] / identity(config)

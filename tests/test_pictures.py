@@ -7,8 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from runner.engine.run import run
-from runner.quantization import deploy
-from runner.record import curves, pictures
+from runner.record import curves, layers, pictures
 from tests.tiny import SMALL, compose
 
 WORDS = {
@@ -104,7 +103,7 @@ def test_the_ticks_of_a_quantized_run(errors, monkeypatch):
     """Whole bits, and whole powers of ten at both ends."""
     figures = []
     monkeypatch.setattr(curves, "write", lambda figure, path: figures.append(figure))
-    deploy.draw([{"name": f"layer {i}", "bits": 4.05, "error": error} for i, error in enumerate(errors)], None)
+    layers.draw([{"name": f"layer {i}", "bits": 4.05, "error": error} for i, error in enumerate(errors)], None)
     figures[0].canvas.draw()
     left, right = figures[0].axes
     assert all(tick == int(tick) for tick in left.get_xticks())

@@ -19,9 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from runner.command.config import Sweep, refuse_idle
 from runner.core.mistake import ConfigError
-from runner.sweep import cells as ends
-from runner.sweep import objective, plan, pool
-from runner.sweep.cells import Cell, Composer
+from runner.sweep import ends, objective, plan, pool
+from runner.sweep.cells import Cell, Composer, distinct
 from runner.sweep.progress import counting
 
 
@@ -97,7 +96,7 @@ class Checked(Sweeper):
         wanted = BasicSweeper.split_arguments(overrides, None)[0]
         made = (composed(compose, cell) for cell in wanted)
         try:
-            cells = ends.distinct(counting(made, len(wanted), "composed"))
+            cells = distinct(counting(made, len(wanted), "composed"))
         except KeyboardInterrupt:
             print("stopped while composing; nothing was started", file=sys.stderr)
             raise

@@ -16,7 +16,7 @@ from runner.quantization.ptq import PTQ
 from runner.record.identity import folder, identity
 from runner.sweep import pack
 from runner.sweep.cells import Cell
-from runner.sweep.table import settings
+from runner.sweep.runs import settings
 from tests.tiny import SMALL, command, compose
 
 DEEP = [*SMALL[:-1], "model.hidden=[16,16]"]

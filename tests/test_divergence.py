@@ -13,7 +13,7 @@ from runner.hook import Hook
 from runner.loss.mse import Square
 from runner.sweep.cells import Cell
 from runner.sweep.pack import together
-from runner.sweep.table import measure
+from runner.sweep.runs import measure
 from tests.tiny import compose
 
 TINY = ["dataset=digits", "dataset.subset=64", "train.batch_size=32", "train.epochs=2", "model.hidden=[8]"]

@@ -17,6 +17,9 @@ from runner.engine import run as running
 from runner.record import again, provenance
 from runner.record.files import write_json
 from runner.sweep import experiment, pool
+from runner.sweep.comparison import reach
+from runner.sweep.display import Display
+from runner.sweep.paper import Printed
 from tests.conftest import ROOT
 from tests.tiny import command, compose
 
@@ -188,10 +191,10 @@ def test_an_interval_that_holds_everything_is_too_wide_to_tell(call, edited, tmp
 
 
 def test_of_one_printed_number_its_own_size_is_the_reach():
-    one = experiment.Printed(0.7)
-    assert experiment.reach([one]) == experiment.reach([one, one]) == 0.7
-    assert experiment.reach([one, experiment.Printed(-0.1), experiment.Printed(0.2)]) == pytest.approx(0.8)
-    assert experiment.reach([]) is experiment.reach([experiment.Printed(0.0)]) is None
+    one = Printed(0.7)
+    assert reach([one]) == reach([one, one]) == 0.7
+    assert reach([one, Printed(-0.1), Printed(0.2)]) == pytest.approx(0.8)
+    assert reach([]) is reach([Printed(0.0)]) is None
 
 
 def test_without_printed_numbers_a_row_is_a_line(call, edited, tmp_path):
@@ -248,7 +251,7 @@ def test_its_lines_name_the_row(call, edited, tmp_path):
     shown = []
 
     def look(cells, settings, place):
-        display = pool._Display(cells, pool.Outcome(), place)
+        display = Display(cells, pool.Outcome(), place)
         shown.append([display.named(cell) for cell in cells])
         return {}
 

@@ -20,7 +20,9 @@ from runner.engine.run import run
 from runner.record.folder import Record
 from runner.sweep import pack, pool
 from runner.sweep.cells import Cell, distinct
-from runner.sweep.pool import Outcome, Task, cores, leases, tasks, threads, visible
+from runner.sweep.outcome import Outcome
+from runner.sweep.places import cores, leases, threads, visible
+from runner.sweep.pool import Task, tasks
 from tests.tiny import ROOT, SMALL, command
 
 HOOKS = """\

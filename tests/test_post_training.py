@@ -18,9 +18,9 @@ from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
 from runner.quantization import deploy
 from runner.quantization.adaround import AdaRound, annealed, pull, rectified, rectifiers, start
-from runner.quantization.fake import Codes
 from runner.quantization.lsq import LSQ
 from runner.quantization.ptq import PTQ
+from runner.quantization.quantizer import Codes
 from tests.test_quantization import AFTER, NAMES, shaken
 from tests.test_replicas import advance
 from tests.tiny import SMALL, compose, trainer

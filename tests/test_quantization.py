@@ -18,9 +18,10 @@ from runner.model.mlp import Mlp
 from runner.model.resnet import ResNet
 from runner.model.timm import Timm
 from runner.quantization import deploy
-from runner.quantization.fake import Float, Quantizer
+from runner.quantization.fake import Float
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
+from runner.quantization.quantizer import Quantizer
 from runner.quantization.self_compression import SelfCompression
 from scripts import packing
 from tests.test_compose import assert_resumed_equals_whole

@@ -18,10 +18,11 @@ from runner.model.resnet import ResNet
 from runner.quantization import adaquant, deploy
 from runner.quantization.adaquant import AdaQuant, programme, renormalize
 from runner.quantization.adaround import rectifiers
-from runner.quantization.fake import Codes, targets
+from runner.quantization.fake import targets
 from runner.quantization.littlebit import LittleBit
 from runner.quantization.lsq import LSQ
 from runner.quantization.ptq import PTQ
+from runner.quantization.quantizer import Codes
 from tests.test_post_training import DEEP, a_batch
 from tests.test_quantization import shaken
 from tests.tiny import compose, trainer

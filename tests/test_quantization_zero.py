@@ -8,8 +8,9 @@ from torch import nn
 
 from runner.command.listing import conf_dir, options
 from runner.model.mlp import Mlp
-from runner.quantization import dorefa, fake, reste, self_compression
+from runner.quantization import dorefa, reste, self_compression
 from runner.quantization.littlebit import Factors
+from runner.quantization.quantizer import Quantizer
 from tests.test_quantization import AFTER, NAMES, quantized
 from tests.tiny import trainer
 
@@ -98,16 +99,14 @@ def test_inputs_of_zeros():
     for signed in (True, False):
         drawn = torch.randn(64, 50, generator=torch.Generator().manual_seed(0))
         drawn = drawn if signed else drawn.abs()
-        found, expected = (fake.Quantizer(x, 4, signed=signed).scale.item() for x in (torch.zeros(64, 50), drawn))
+        found, expected = (Quantizer(x, 4, signed=signed).scale.item() for x in (torch.zeros(64, 50), drawn))
         assert found == pytest.approx(expected, rel=0.1)
 
 
 DRAWN = {
     **{
         f"{kind}, {range_}": lambda w, kind=kind, range_=range_: (
-            fake.Quantizer(
-                w, 4, channels=kind == "channels", range=range_, affine=range_ == "minmax", weight=True
-            ).scale
+            Quantizer(w, 4, channels=kind == "channels", range=range_, affine=range_ == "minmax", weight=True).scale
         )
         for kind in ("tensor", "channels")
         for range_ in ("lsq", "minmax", "percentile", "mse")
@@ -134,7 +133,7 @@ def test_a_percentile_of_zeros_is_the_whole_range(learned):
     x = torch.zeros(20, 100)
     x[3, 5], x[7, 50] = 1.5, 0.75
     made = [
-        fake.Quantizer(x, 4, signed=False, learned=learned, range=range_, percentile=99.5)
+        Quantizer(x, 4, signed=False, learned=learned, range=range_, percentile=99.5)
         for range_ in ("percentile", "minmax")
     ]
     scales = [one.present()[0].item() for one in made]

@@ -11,8 +11,8 @@ from runner.command.config import Sweep
 from runner.record.curves import draw as draw_curves
 from runner.record.files import history
 from runner.sweep import pack
+from runner.sweep.display import _measure
 from runner.sweep.ends import conclude
-from runner.sweep.pool import _measure
 from runner.sweep.report import draw
 from runner.sweep.table import table
 from tests.test_pack import cells, train

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from runner.sweep.report import COLOURS, Panel, Report, draw
+from runner.sweep.runs import runs_under
 from runner.sweep.statistics import estimate, holm, paired, welch
-from runner.sweep.table import main, remaining, runs_under, save, table
+from runner.sweep.table import main, remaining, save, table
 
 # Extra hours of sleep of ten patients under two drugs: Cushny and Peebles 1905, in Student's paper, Biometrika 1908
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

@@ -15,7 +15,8 @@ from runner.core.precision import wide
 from runner.core.schema import Count, Fraction, Natural, NonNegative, Range
 from runner.hook import Hook
 from runner.quantization import Begin, Transform, opening
-from runner.quantization.fake import Codes, Float, Quantized, Target, attach, straight
+from runner.quantization.fake import Float, Quantized, Target, attach
+from runner.quantization.quantizer import Codes, straight
 
 Word = Annotated[int, Range(2, 32)]
 LONGEST = 32  # bits of a word

@@ -14,9 +14,10 @@ from runner.core.batch import Batch
 from runner.core.schema import Count, Natural, Positive, Range, When
 from runner.quantization.adaround import Several, rectifiers
 from runner.quantization.deploy import PART, seen, uses
-from runner.quantization.fake import FULL, QUANTIZED, Percent, Ranges, Target, targets
+from runner.quantization.fake import QUANTIZED, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.ptq import PTQ, settled
+from runner.quantization.quantizer import FULL, Percent, Ranges
 
 BASE = 8  # bits of the network in which one layer at a time gets fewer
 LEAST = 1e-6  # the smallest increase of the loss that counts

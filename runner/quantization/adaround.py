@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from runner.core.batch import Batch
 from runner.core.schema import Count, Fraction, NonNegative, Positive, Range, When
 from runner.quantization.deploy import Stored, layers, seen
-from runner.quantization.fake import Codes, Percent, Ranges, targets
+from runner.quantization.fake import targets
 from runner.quantization.fold import consumers
 from runner.quantization.ptq import PTQ, output
+from runner.quantization.quantizer import Codes, Percent, Ranges
 
 ZETA, GAMMA = 1.1, -0.1  # the sigmoid is stretched by them, so that it reaches 0 and 1
 HIGH, LOW = 20.0, 2.0  # beta, at the start and at the end

@@ -14,8 +14,9 @@ from runner.core.precision import wide
 from runner.core.schema import Count, Fraction, NonNegative, Positive
 from runner.hook import Hook
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import Codes, Float, Target, attach, now_quantized, sign, straight
+from runner.quantization.fake import Float, Target, attach, now_quantized
 from runner.quantization.fold import estimate
+from runner.quantization.quantizer import Codes, sign, straight
 
 
 class Weights(nn.Module):

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from runner.core import checkpoint, distributed
 from runner.core.batch import Batch
 from runner.quantization import Transform
-from runner.quantization.fake import FULL, Codes, layers, steps
+from runner.quantization.fake import layers
 from runner.quantization.littlebit import Parts
+from runner.quantization.quantizer import FULL, Codes, steps
 
 FILE = "quantized.pt"
 PICTURE = "quantization.png"

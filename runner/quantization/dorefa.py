@@ -10,8 +10,9 @@ from runner.core.batch import Batch
 from runner.core.precision import wide
 from runner.core.schema import Count
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import Bits, Codes, Ends, Float, Target, attach, sign, straight
+from runner.quantization.fake import Ends, Float, Target, attach
 from runner.quantization.fold import estimate
+from runner.quantization.quantizer import Bits, Codes, sign, straight
 from runner.quantization.standin import bound, size
 
 

@@ -16,19 +16,9 @@ from runner.core.weights import Weights, column
 from runner.hook import Hook
 from runner.loss import Loss
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import (
-    SMALLEST,
-    Codes,
-    Ends,
-    Float,
-    Levels,
-    Quantizer,
-    Ranges,
-    Target,
-    attach,
-    now_quantized,
-)
+from runner.quantization.fake import Ends, Float, Target, attach, now_quantized
 from runner.quantization.fold import estimate
+from runner.quantization.quantizer import SMALLEST, Codes, Levels, Quantizer, Ranges
 from runner.sharpness import Closure, Sharpness
 
 Width = Annotated[int, Range(2, 8)]

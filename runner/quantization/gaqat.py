@@ -12,8 +12,9 @@ from runner.core.schema import Count, Fraction
 from runner.core.weights import Weights, column
 from runner.hook import Hook
 from runner.quantization import Begin, opening
-from runner.quantization.fake import Bits, Ends, Quantizer, now_quantized
+from runner.quantization.fake import Ends, now_quantized
 from runner.quantization.lsq import LSQ
+from runner.quantization.quantizer import Bits, Quantizer
 from runner.sharpness import Closure, Sharpness
 from runner.sharpness.none import Plain
 

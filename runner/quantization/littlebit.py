@@ -11,7 +11,8 @@ from runner.core.batch import Batch
 from runner.core.precision import wide
 from runner.core.schema import Positive
 from runner.quantization import Transform
-from runner.quantization.fake import Same, sign, targets
+from runner.quantization.fake import Same, targets
+from runner.quantization.quantizer import sign
 from runner.quantization.standin import bound
 
 MULTIPLE = 8  # ranks are multiples of it, and at least it

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from runner.core.batch import Batch
 from runner.core.schema import Count, When
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import FULL, Bits, Ends, Float, Percent, Quantizer, Ranges, Target, attach
+from runner.quantization.fake import Ends, Float, Target, attach
+from runner.quantization.quantizer import FULL, Bits, Percent, Quantizer, Ranges
 
 
 class LSQ(Transform):

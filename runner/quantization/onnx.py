@@ -29,7 +29,8 @@ from runner.core.output import unbreakable
 from runner.engine.trainer import Trainer
 from runner.loss import Loss
 from runner.quantization import deploy
-from runner.quantization.fake import Codes, Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Quantizer, Same
+from runner.quantization.fake import Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Same
+from runner.quantization.quantizer import Codes, Quantizer
 from runner.record.files import finished, read_config, write_atomic, write_json
 
 FILE = "quantized.onnx"

@@ -11,9 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.core.batch import Batch
 from runner.core.schema import Count, When
-from runner.quantization.fake import Bits, Ends, Percent, Ranges, Target, targets
+from runner.quantization.fake import Ends, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
+from runner.quantization.quantizer import Bits, Percent, Ranges
 
 SAMPLES = 256  # on which the range of inputs by MSE is searched
 

@@ -13,8 +13,9 @@ from runner.core.precision import wide
 from runner.core.schema import Count, Positive, Range
 from runner.hook import Hook
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import Codes, Float, Target, attach, sign
+from runner.quantization.fake import Float, Target, attach
 from runner.quantization.fold import estimate
+from runner.quantization.quantizer import Codes, sign
 from runner.quantization.standin import size
 
 Power = Annotated[float, Range(1)]

@@ -12,7 +12,8 @@ from runner.core.precision import wide
 from runner.core.schema import NonNegative, Range
 from runner.hook import Hook
 from runner.quantization import Begin, Transform
-from runner.quantization.fake import SMALLEST, Codes, Float, Same, Target, attach, now_quantized, straight
+from runner.quantization.fake import Float, Same, Target, attach, now_quantized
+from runner.quantization.quantizer import SMALLEST, Codes, straight
 from runner.quantization.standin import bound, filled
 
 Width = Annotated[float, Range(0, 8, open_low=True)]

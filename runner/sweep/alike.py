@@ -8,7 +8,7 @@ from runner.record.files import finished
 from runner.sweep.cells import key_of
 
 if TYPE_CHECKING:
-    from runner.sweep.table import Run
+    from runner.sweep.runs import Run
 
 DEFAULT = "runs"  # conf/config.yaml: where runs go that nobody gave a name
 SHOWN = 3

@@ -11,54 +11,35 @@ workers never see them. The command tells those that are in a run with SIGTERM, 
 """
 
 import contextlib
-import faulthandler
-import gc
-import logging
 import math
 import multiprocessing
 import multiprocessing.connection
 import os
-import queue
 import signal
 import sys
 import threading
 import time
-import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from runner.command.config import Sweep
-from runner.core.output import Quiet, near
-from runner.record.files import finished, history, write_json
-from runner.record.folder import Stopped
+from runner.core.output import near
+from runner.record.files import history, write_json
 from runner.sweep.cells import Cell, distinct, done
-from runner.sweep.elsewhere import Elsewhere, in_use
-from runner.sweep.preflight import CHECK, Preflight, look, said
+from runner.sweep.display import Display, speak
+from runner.sweep.elsewhere import Elsewhere
+from runner.sweep.outcome import Outcome
+from runner.sweep.places import cores, leases, threads, visible
+from runner.sweep.preflight import Preflight
+from runner.sweep.worker import serve
 
 # What every run needs; torch's optimizers import its compiler
-PRELOAD = ["torch", "torch._dynamo", "runner.engine.run", "runner.sweep.pool", "runner.sweep.pack"]
+PRELOAD = ["torch", "torch._dynamo", "runner.engine.run", "runner.sweep.worker", "runner.sweep.pack"]
 PRELOAD += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
 STOPPING = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
 GRACE = 10.0  # seconds that a worker has for ending when it has nothing more to do
-
-
-class Outcome(dict):
-    """Folder -> "done", "failed", "stopped" or "missing" (never started).
-
-    signal : the name of the signal that stopped the sweep, or "". why : folder -> one line about a run that failed.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.signal = ""
-        self.why: dict[Path, str] = {}
-
-    @property
-    def status(self) -> int:
-        """What a command that was stopped ends with: 128 and the signal's number."""
-        return 128 + signal.Signals[self.signal]
 
 
 def run(cells: list[Cell], settings: Sweep, place: Path) -> Outcome:
@@ -82,50 +63,6 @@ def run(cells: list[Cell], settings: Sweep, place: Path) -> Outcome:
 
 
 # ---- how many workers, and where
-
-
-def cores() -> int:
-    """The cores that this process may use: its affinity, and the quota of its container where there is one."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return count
-
-
-def visible() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them. CUDA is not started."""
-    import torch
-
-    count = torch.cuda.device_count()
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(number) for number in range(count)] if listed is None else listed.split(",")
-    return [name.strip() for name in names[:count]]
-
-
-def leases(devices: Iterable[str], settings: Sweep, gpus: list[str], cpus: int) -> list[str | None]:
-    """One entry per worker: the GPU that is its own, or None where it takes what its runs' `device` says.
-
-    devices : what the runs ask for. Workers are dealt to the GPUs in turn, so that fewer workers still use all of them.
-    """
-    devices = set(devices)
-    if devices & {"auto", "cuda"} and gpus:
-        places: list[str | None] = list(gpus)
-    elif named := {device for device in devices if device.startswith("cuda:")}:
-        places = [None] * len(named)
-    else:
-        places = [None] * cpus
-        return places if settings.jobs == "auto" else [None] * settings.jobs
-    count = settings.jobs_per_gpu * len(places) if settings.jobs == "auto" else settings.jobs
-    return [places[number % len(places)] for number in range(count)]
-
-
-def threads(cpus: int, workers: int) -> int:
-    """For each worker: its share of the cores, or less where OMP_NUM_THREADS says so."""
-    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    share = max(1, cpus // workers)
-    return min(share, int(said)) if said.isdecimal() and int(said) else share
 
 
 @dataclass
@@ -260,7 +197,7 @@ class _Pool:
         self.deaths: dict[Path, int] = {}
         self.said: set = set()
         self.signal, self.at_once, self.halted = "", False, False
-        self.display = _Display(cells, outcome, place / "sweep.log")
+        self.display = Display(cells, outcome, place / "sweep.log")
 
     def run(self) -> None:
         with self._signals(), self.display:
@@ -279,7 +216,7 @@ class _Pool:
             count = sum(status == "done" for status in self.outcome.values())
             how = "stopped at once" if self.at_once else f"stopped by {self.signal}"
             what = f"{count} of {len(self.outcome)} runs are done; the same command goes on from here"
-            _say(f"{how}: {what}", sys.stderr)
+            speak(f"{how}: {what}", sys.stderr)
 
     def begin(self) -> _Worker:
         """One more worker, in a free place."""
@@ -497,301 +434,4 @@ def _note_death(cell: Cell, how: str, log: Path) -> None:
         write_json(cell.folder / "failed.json", content)
 
 
-class _Display:
-    """On a terminal a bar over the runs, elsewhere a line for every run that ended; failures are lines in both."""
-
-    def __init__(self, cells: list[Cell], outcome: Outcome, log: Path):
-        self.outcome, self.log, self.bar = outcome, log, None
-        self.total = len(cells)
-        self.before = self.count = sum(status == "done" for status in outcome.values())
-        self.packed = 0
-        shared = set.intersection(*(set(cell.overrides) for cell in cells))
-        self.shared = shared if len(cells) > 1 else set()
-
-    def named(self, cell: Cell) -> str:
-        """What tells a cell from the others: of a paper's table its row and its seed."""
-        if cell.row:
-            return f"{cell.row} seed={cell.config['seed']}"
-        return " ".join(word for word in cell.overrides if word not in self.shared) or "the defaults"
-
-    def __enter__(self) -> "_Display":
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, initial=self.before, unit="run", leave=False, dynamic_ncols=True)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def print(self, line: str, error: bool = False) -> None:
-        """For the user, and for the record: what was packed, and how much faster that was, is said in such a line."""
-        with contextlib.suppress(OSError), open(self.log, "a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
-        file = sys.stderr if error else sys.stdout
-        if self.bar is None:
-            _say(line, file)
-        else:
-            with contextlib.suppress(OSError, ValueError):
-                self.bar.write(line, file=file)
-
-    def counter(self, what: str, count: int, total: int, of: str) -> None:
-        """How far the sweep's beginning is, on a terminal."""
-        if self.bar is not None and total > 1:
-            self.bar.set_postfix_str(f"{what} {count} of {total} {of}", refresh=True)
-
-    def cannot(self, kind: list[Cell], why: str) -> None:
-        self.count += len(kind)
-        head = f"[{self.count:>{len(str(self.total))}}/{self.total}] failed"
-        self.print(f"{head}  {said(kind, self.named)}  {_cut(why)}", error=True)
-        if self.bar is not None:
-            self.bar.update(len(kind))
-
-    def ended(self, cell: Cell, status: str, line: str, packed: bool) -> None:
-        if status == "stopped":
-            return
-        self.count += 1
-        self.packed += packed
-        head = f"[{self.count:>{len(str(self.total))}}/{self.total}] {status:<6}  {self.named(cell)}"
-        if status == "failed":
-            trace = cell.folder / "failed.json"
-            where = f"  ({near(trace)})" if trace.exists() else ""
-            self.print(f"{head}  {_cut(line)}{where}", error=True)
-        elif self.bar is None or not sys.stdout.isatty():
-            self.print(f"{head}  {_measure(cell)}  {near(cell.folder)}")
-        if self.bar is not None:
-            self.bar.update()
-
-    def show(self, workers: list[_Worker]) -> None:
-        if self.bar is None:
-            return
-        counts = {name: sum(status == name for status in self.outcome.values()) for name in ("done", "failed")}
-        running = sum(len(worker.open) for worker in workers)
-        packed = self.packed + sum(len(worker.open) for worker in workers if worker.task.group is not None)
-        text = f"{counts['done']} done, {running} running, {counts['failed']} failed, {packed} packed"
-        with contextlib.suppress(OSError, ValueError):  # the terminal is gone
-            self.bar.set_postfix_str(text, refresh=True)
-
-
-def _say(line: str, file) -> None:
-    """A line to a reader that may have gone."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=file, flush=True)
-
-
-def _cut(line: str, width: int = 200) -> str:
-    line = " ".join(line.split())
-    return line if len(line) <= width else f"{line[: width - 3]}..."
-
-
-def _measure(cell: Cell) -> str:
-    """The first measure on the test set, else any."""
-    last = (finished(cell.folder) or {}).get("last") or {}
-    for start in ("test_", "val_", "train_"):
-        for key, value in last.items():
-            if key.startswith(start) and value is not None:
-                return f"{key} {100 * value:.2f} %" if "accuracy" in key else f"{key} {value:.4g}"
-    return ""
-
-
 # ---- the side of a worker
-
-
-class _Here:
-    """What this process, a worker, is at."""
-
-    def __init__(self, pipe, log: Path, threads: int):
-        self.pipe, self.log, self.threads = pipe, log, threads
-        self.lock = threading.Lock()
-        self.stop = ""  # the signal that asked
-        self.interruptible = False  # in a run, where the run itself does not listen
-        self.folder, self.environment = os.getcwd(), dict(os.environ)
-
-    def ask(self, number, frame) -> None:
-        self.stop = signal.Signals(number).name
-        if self.interruptible:
-            raise KeyboardInterrupt
-
-    def send(self, *message) -> None:
-        interruptible, self.interruptible = self.interruptible, False  # half a message would be the last
-        with self.lock, contextlib.suppress(OSError):  # the command is gone
-            self.pipe.send(message)
-        self.interruptible = interruptible
-        if interruptible and self.stop:
-            raise KeyboardInterrupt
-
-    def anew(self) -> None:
-        """What a run may have changed and `runner.engine.run.prepare` does not set: a run finds it as in a new one."""
-        import torch
-
-        os.chdir(self.folder)
-        if dict(os.environ) != self.environment:
-            os.environ.clear()
-            os.environ.update(self.environment)
-        signal.signal(signal.SIGTERM, self.ask)
-        torch.set_num_threads(self.threads)
-
-    @contextlib.contextmanager
-    def attempt(self) -> Iterator[None]:
-        self.interruptible = True
-        try:
-            if self.stop:
-                raise KeyboardInterrupt
-            yield
-        finally:
-            self.interruptible = False
-
-
-class _Forward(logging.Handler):
-    """The engine's own warnings are shown by the command."""
-
-    def __init__(self, here: _Here):
-        super().__init__(logging.WARNING)
-        self.here = here
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.here.send("say", self.format(record))
-
-
-def serve(pipe, log: Path, environment: dict[str, str], threads: int) -> None:
-    """A worker's life: tasks from the pipe until there is None, or the pipe or the process is to end."""
-    os.environ.update(environment)
-    _divert(log)
-    faulthandler.enable(sys.stderr)
-    here = _Here(pipe, log, threads)
-    inbox: queue.SimpleQueue = queue.SimpleQueue()
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the command dies of it, and we by the pipe, with a save
-    signal.signal(signal.SIGTERM, here.ask)
-    threading.Thread(target=_listen, args=(pipe, inbox), daemon=True).start()
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    own = logging.getLogger("runner")
-    own.addHandler(_Forward(here))
-    own.propagate = False
-    import torch
-
-    import runner.engine.run  # noqa: F401 - both are here already where the worker was forked
-
-    torch.set_num_threads(threads)
-    torch.ones(
-        1 << 20
-    ).sum()  # torch's other threads take after this one, in how it rounds: they start while it is clean
-    gc.collect()
-    gc.freeze()  # what is here to stay is not looked at after every run
-    while not here.stop and (task := inbox.get()) is not None:
-        here.anew()
-        cells, pack = task
-        if pack == CHECK:
-            number, cell = cells
-            here.send("checked", number, *look(cell))
-            _tidy()
-            continue
-        print(f"---- {time.strftime('%Y-%m-%d %H:%M:%S')}", *(f"{cell}  {cell.folder}" for cell in cells), sep="\n")
-        if pack is None:
-            status, line = _alone(here, cells[0])
-            here.send("ended", 0, status, line)
-        else:
-            _packed(here, cells, pack)
-        _tidy()
-        if not here.stop:
-            here.send("idle")
-    if here.stop:
-        sys.exit(128 + signal.Signals[here.stop])
-
-
-def _tidy() -> None:
-    """What the last task has left in memory goes."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-
-
-def _alone(here: _Here, cell: Cell) -> tuple[str, str]:
-    """(status, one line)"""
-    from runner.core.mistake import ConfigError
-    from runner.engine.run import run
-
-    folder = cell.folder  # now: it may be relative to where we are, and the run may go elsewhere
-    try:
-        with here.attempt():
-            run(cell.config, cell.overrides, say=lambda text: _notes(here, text))
-    except (KeyboardInterrupt, Stopped):
-        return _stopped(here)
-    except BaseException as error:
-        if in_use(error):
-            return "elsewhere", ""
-        line = _line(error)
-        known = isinstance(error, ConfigError) or (folder / "failed.json").exists()
-        return "failed", line if known else f"{line}  ({near(here.log)})"
-    return "done", ""
-
-
-def _packed(here: _Here, cells: list[Cell], pack: str | int) -> None:
-    from runner.sweep.pack import Unpackable, together
-
-    numbers = {id(cell): number for number, cell in enumerate(cells)}
-
-    def ended(cell: Cell, status: str, line: str) -> None:
-        here.send("ended", numbers[id(cell)], status, line)
-
-    try:
-        with here.attempt():
-            together(cells, pack, lambda line: here.send("say", line), ended)
-    except (KeyboardInterrupt, Stopped):
-        for number in numbers.values():
-            here.send("ended", number, *_stopped(here))
-    except Unpackable as reason:
-        here.send("apart", str(reason))
-    except Exception as error:  # out of memory, say; a run alone may do
-        here.send("apart", f"{_line(error)}  ({near(here.log)})")
-
-
-def _stopped(here: _Here) -> tuple[str, str]:
-    here.stop = here.stop or "SIGTERM"  # a run takes the signal for itself
-    return "stopped", ""
-
-
-def _line(error: BaseException) -> str:
-    """The error in a line, with the user's file where it comes from one, after its traceback in the log."""
-    from runner.core.blame import blame, own_frame
-    from runner.core.mistake import ConfigError
-
-    if isinstance(error, ConfigError):
-        return str(error)
-    traceback.print_exception(error)
-    return blame(error) if own_frame(error) else f"{type(error).__name__}: {error}"
-
-
-def _notes(here: _Here, text: str) -> None:
-    """Of what a run says its notices alone: the command says each of them once, however many runs have it."""
-    for line in text.splitlines():
-        if line.startswith("note "):
-            here.send("say", line)
-
-
-def _listen(pipe, inbox: queue.SimpleQueue) -> None:
-    """In a thread of its own, so that the command's end is noticed in the middle of a run."""
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, OSError):
-            os.kill(os.getpid(), signal.SIGTERM)
-            task = None
-        inbox.put(task)
-        if task is None:
-            return
-
-
-def _divert(log: Path) -> None:
-    """Whatever this process prints, in any language, goes to the log."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    how = {"mode": "w", "buffering": 1, "encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
-    sys.stdout, sys.stderr = Quiet(open(1, **how)), Quiet(open(2, **how))  # noqa: SIM115

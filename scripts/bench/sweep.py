@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from runner.sweep.pool import cores
+from runner.sweep.places import cores
 from scripts.bench.compare import Found
 from scripts.bench.rounds import CONTROL, Ratio, Row, Target, by_arm, medians
 

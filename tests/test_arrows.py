@@ -59,7 +59,7 @@ def imported(path: Path) -> set[str]:
             found |= {name if name in FILES else base for name in names}
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("runner.")}
-    return found - {""}
+    return found - {"", ".".join(path.relative_to(PACKAGE).with_suffix("").parts)}  # a process may import its command
 
 
 ARROWS = {name: imported(path) for name, path in FILES.items() if name}

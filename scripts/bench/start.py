@@ -17,9 +17,9 @@ TITLE = "Time to the first step"
 ABOUT = """\
 From the start of a process to the end of its first training step: `python -m runner` with all defaults (digits, mlp,
 sgd), and a bare script that imports torch, makes the same network and takes one step of torch.optim.SGD on one batch of
-random numbers, with no data set, no config and no run folder. Ours tells the time after `Trainer.step`; a hook of the
-user's would be tried before the run begins, and tell the time of that. Both processes end right after their first step, and their files are in the
-disk cache. The ratio is our time over the bare script's."""
+random numbers, with no data set, no config and no run folder. Ours tells the time after `Trainer.step` (a hook of the
+user's would be tried before the run begins, and tell the time of that). Both processes end right after their first
+step, and their files are in the disk cache. The ratio is our time over the bare script's."""
 PACKAGES = ()
 ROOT = Path(__file__).parent.parent.parent
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import logging
 import os
 import random
 import signal
@@ -32,6 +33,8 @@ from runner.record import Record, Stopped, code, finished
 from runner.start import Start
 from runner.trainer import Trainer
 from runner.weights import Weights
+
+warn = logging.getLogger(__name__).warning
 
 
 def run(config: dict, overrides: list[str], say=print) -> dict:
@@ -129,7 +132,12 @@ class Job:
         Raises ConfigError where it is damaged, or of other code or data.
         """
         path, trainer = self.folder / "last.pt", self.trainer
-        if not (trainer.steps and distributed.from_first(path.exists())):
+        if not trainer.steps:
+            return
+        if not distributed.from_first(path.exists()):
+            if distributed.rank == 0 and (epoch := again.reached(self.folder)):
+                lines = self.folder / "metrics.jsonl"
+                warn("%s goes to epoch %s, but there is no last.pt to go on from: begun anew", lines, epoch)
             return
         try:
             state = checkpoint.load(path)
@@ -222,9 +230,10 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
 def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     """Build every object of a run from its nodes. Returns (trainer, federated, transform, its calibration batch)."""
     dataset = build(config["dataset"], "dataset", seed=config["seed"], **sources(config))
-    with _as_config_error("dataset"):
+    with _as_config_error("dataset"), trial.theirs("dataset", dataset, "fails in prepare"):
         dataset.prepare()
-    context = dataset.context
+    with trial.theirs("dataset", dataset, "has not all that super().prepare() sets"):
+        context = dataset.context
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
     model = build(config["model"], "model", **context)
     loader = Loader(
@@ -311,8 +320,12 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     trainer.notices += ineffective
     where = "hook" if type(federated).start is Hook.start else "federated"
     with trial.one_line(where), _as_config_error(where):
-        trainer.hooks.start(trainer)
-    trainer.notices += [*loss.notices(trainer), *risk.notices(trainer), *trainer.sharpness.notices(trainer)]
+        for begin in trainer.hooks.starts:
+            with trial.theirs(where, begin.__self__, "fails in start"):
+                begin(trainer)
+    for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness}.items():
+        with trial.theirs(where, part, "has no notices(run) that gives lines"):
+            trainer.notices += part.notices(trainer)
     if not loss.probabilities and dataset.task != "regression":
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
@@ -328,7 +341,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         options = {f"{group}={config['choices'][group]}": part for group, part in named.items()}
         options |= {f"hook={name}": hooks[name] for name in config["hook"]}
         for where, part in options.items():
-            trainer.notices += unreached(where, part, federated.clocks(trainer, part))
+            with trial.theirs(where, part, "has no begins(steps, steps_per_epoch) that gives runner.reach.Begin"):
+                trainer.notices += unreached(where, part, federated.clocks(trainer, part))
     return trainer, federated, transform, calibration
 
 

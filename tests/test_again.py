@@ -354,6 +354,8 @@ def test_a_sweep_does_not_average_old_and_new_code(own, capfd):
     assert len(row.missing) == 2
     assert all("my_helpers.py" in line for line in row.missing)
     assert any("--again" in line for line in table(folders, metric="train_loss").rest)
+    write_json(folders[0] / "environment.json", {"sessions": [{"argv": ["runner", "--config-dir", "my own", "-m"]}]})
+    assert any("runner --config-dir 'my own' " in line for line in table(folders, metric="train_loss").rest)
     # of one code there is nothing to say
     (row,) = table(folders[:2], metric="train_loss").rows
     assert len(row.values) == 2

@@ -101,7 +101,7 @@ def one_line(error: BaseException, capfd) -> str:
 
 @pytest.mark.parametrize(("kind", "name"), FILES, ids=[name for _, name in FILES])
 @pytest.mark.parametrize("how", HOW)
-def test_a_damaged_file_of_a_run_that_is_to_go_on(whole, tmp_path, kind, name, how):
+def test_a_damaged_file_of_a_run_that_is_to_go_on(whole, tmp_path, kind, name, how, caplog):
     words, done, begun = whole[kind]
     right = finished(done)
     place = tmp_path / "runs" / begun.name
@@ -121,6 +121,7 @@ def test_a_damaged_file_of_a_run_that_is_to_go_on(whole, tmp_path, kind, name, h
     for key, a, b in same(result, right):
         if key == "last" or name not in ("metrics.jsonl", "last.pt", "best_val.pt"):
             assert a == b, key
+    assert ("there is no last.pt to go on from" in caplog.text) == (name == "last.pt")
     if name == "metrics.jsonl" and key:
         assert any("metrics.jsonl" in line for line in result["notices"])
     if name == "best_val.pt" and result["best_val"]["epoch"] == 1:
@@ -177,6 +178,21 @@ def test_a_damaged_file_of_a_run_that_is_done(whole, tmp_path, kind, name, how, 
         start.Start(str(place))
     except ConfigError as error:
         one_line(error, None)
+
+
+@pytest.mark.parametrize("content", [
+    "{}", '{"last": []}', '{"last": {"test_accuracy": "x"}}', '{"last": {"test_accuracy": NaN}}',
+    '{"last": {"test_accuracy": 0.5}, "best_val": 3}',
+])  # fmt: skip
+def test_a_result_that_is_a_mapping_without_measures_is_damaged(whole, tmp_path, content, capfd):
+    words, done, _ = whole["plain"]
+    place = tmp_path / "runs" / done.name
+    shutil.copytree(done, place)
+    (place / "result.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        run(compose(*words) | {"outputs_dir": str(tmp_path)}, words, say=quiet)
+    assert "result.json is damaged: " in one_line(caught.value, None)
+    assert "result.json is damaged: " in command(table.main, [str(tmp_path / "runs")], capfd)
 
 
 def command(tool, words: list[str], capfd) -> str:

@@ -278,3 +278,14 @@ def test_a_run_says_it_in_one_line():
     ):
         trainer(*config)
     assert compose(*config)["dataset"]["_target_"].endswith("Broken")
+
+
+class Unprepared(Dataset):
+    def prepare(self):
+        pass
+
+
+def test_a_prepare_that_leaves_out_the_base_class_is_one_line():
+    config = [*SMALL, "dataset=digits", "dataset._target_=tests.test_dataset_check.Unprepared", "dataset.subset=null"]
+    with pytest.raises(ConfigError, match=r"dataset: Unprepared \(.*\) has not all that super\(\).prepare\(\) sets"):
+        trainer(*config)

@@ -73,3 +73,15 @@ def test_cfg_of_an_experiment_is_that_of_its_first_run(planned):
 )
 def test_what_does_not_go_together_is_one_line(words, expected, said):
     assert expected in said(*words)
+
+
+def test_the_command_of_a_changed_run_is_one_that_runs_it(planned, capsys):
+    assert main(TINY) == 0
+    result = folder(compose(*TINY)) / "result.json"
+    result.write_text(result.read_text()[:300])
+    capsys.readouterr()
+    words = "train.steps=2 dataset.subset=60 'model.hidden=[4]' --again=changed"
+    assert planned("--plan", *TINY)[2] == f"changed  python -m runner {words}"
+    assert main([*TINY, "--again=changed"]) == 0
+    capsys.readouterr()
+    assert planned("--plan", *TINY)[2].startswith("done ")

@@ -217,6 +217,11 @@ WRONG = {
     ],
     "loss": [
         (
+            "class Own(Loss):\n",
+            "class Own(Loss):\n    def notices(self):\n        return []\n",
+            "loss: Own (FILE) has no notices(run) that gives lines: TypeError",
+        ),
+        (
             "return ce(out, batch)",
             "return None",
             "must return one value per sample, a floating-point tensor (2,), got None",
@@ -249,6 +254,11 @@ WRONG = {
         ("    def observe", "    @property\n    def tasks(self): return self.x\n    def observe", "AttributeError"),
     ],
     "risk": [
+        (
+            "class Own(Risk):\n",
+            "class Own(Risk):\n    def notices(self):\n        return []\n",
+            "risk: Own (FILE) has no notices(run) that gives lines: TypeError",
+        ),
         ("return losses.mean()", "return None", "must return a scalar, a floating-point tensor (), got None"),
         ("return losses.mean()", "return losses", "got a tensor of (2,) in float32"),
         ("return losses.mean()", "return losses.mean().item()", "must return a scalar"),
@@ -268,6 +278,11 @@ WRONG = {
         ("losses, batch)", "losses)", "cannot take losses of (2,): TypeError: Own.forward() takes 2 positional"),
     ],
     "optim": [
+        (
+            'super().__init__(params, {"lr": lr})',
+            "pass",
+            "optim: Own (FILE) has no param_groups, which torch.optim.Optimizer.__init__ makes",
+        ),
         ("        loss = closure()\n", "        loss = None\n", "Own (FILE).step must call the closure"),
         ("        loss = closure()\n", "        loss = closure(1)\n", "fails in step(closure): TypeError"),
         ("(self, closure)", "(self)", "fails in step(closure): TypeError"),
@@ -305,6 +320,11 @@ WRONG = {
         ("(Schedule)", "", "Own (FILE) is no runner.schedule.Schedule"),
     ],
     "sharpness": [
+        (
+            "class Own(Sharpness):\n",
+            "class Own(Sharpness):\n    def notices(self):\n        return []\n",
+            "sharpness: Own (FILE) has no notices(run) that gives lines: TypeError",
+        ),
         ("return first", "return None", "must return the runner.core.batch.Pass of a call of the closure, got None"),
         ("return first", "return first.loss", "Own (FILE).__call__ must return the runner.core.batch.Pass"),
         ("return first", "return 1.0", "got 1.0"),
@@ -351,6 +371,17 @@ WRONG = {
         ("def prepare(self, model, batch)", "def prepare(self, model)", "TypeError"),
     ],
     "hook": [
+        ("start(self, run)", "start(self)", "hook: Own (FILE) fails in start: TypeError"),
+        (
+            "    def start(",
+            "    begins = 3\n    def start(",
+            "hook=own: Own (FILE) has no begins(steps, steps_per_epoch) that gives runner.core.reach.Begin: TypeError",
+        ),
+        (
+            "    def start(",
+            "    def begins(self, *_):\n        return 'soon'\n    def start(",
+            "hook=own: Own (FILE) has no begins(steps, steps_per_epoch) that gives runner.core.reach.Begin: AttributeError",
+        ),
         (
             "        return batch\n",
             "        return None\n",
@@ -389,7 +420,11 @@ WRONG = {
         ('return {"count": self.count}', "return None", "state_dict must return a dict of tensors, numbers, strings"),
         ('return {"count": self.count}', "return {'count': self.before}", "state_dict, or load_state_dict of what it"),
         ('state["count"]', 'state["cuont"]', "fails: KeyError: 'cuont'"),
-        ("def start(self, run):\n        pass", "def start(self, run):\n        run.nothing", "hook: AttributeError"),
+        (
+            "def start(self, run):\n        pass",
+            "def start(self, run):\n        run.nothing",
+            "hook: Own (FILE) fails in start: AttributeError",
+        ),
         (
             "def start(self, run):\n        pass",
             "def start(self, run):\n        raise ValueError('not here')",

@@ -177,3 +177,13 @@ def test_a_broken_module_is_one_line_that_names_file_and_line(name, case, tmp_pa
     (tmp_path / "mine" / "loss").mkdir(parents=True)
     (tmp_path / "mine" / "loss" / "own.yaml").write_text(f"# Own -- me\n_target_: {module}.Own\n")
     assert expected.replace("NAME", module) in said("--config-dir", "mine", "loss=own")
+
+
+@pytest.mark.parametrize("group", ["hook", "augment", "logger"])
+def test_an_option_without_its_package_says_what_its_file_lacks(group, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / group / "own.yaml").write_text("_target_: my_own.Own\n")
+    assert main(["--config-dir", "mine", f"{group}=own"]) == 2
+    line = f"{group}: the YAML with _target_: my_own.Own begins with '# @package {group}.<its name>'"
+    assert line in capfd.readouterr().err

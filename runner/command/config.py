@@ -117,6 +117,11 @@ def check_all(config: dict) -> None:
         checked(node, group, group)
     for group in LISTS:
         for option, node in (config[group] or {}).items():
+            if option == "_target_" and isinstance(node, str):
+                raise ConfigError(
+                    f"{group}: the YAML with _target_: {node} begins with '# @package {group}.<its name>', as those in "
+                    f"conf/{group} do; this one does not"
+                )
             if not isinstance(node, dict) or "_target_" not in node:
                 raise ConfigError(f"no option '{group}.{option}' with a '_target_'; choose with {group}=[a,b]")
             checked(node, group, f"{group}.{option}")

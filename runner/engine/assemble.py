@@ -79,9 +79,10 @@ def prepare(seed: int, train: Train, device: torch.device) -> None:
 def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     """Build every object of a run from its nodes. Returns (trainer, federated, transform, its calibration batch)."""
     dataset = build(config["dataset"], "dataset", seed=config["seed"], **sources(config))
-    with as_config_error("dataset"):
+    with as_config_error("dataset"), trial.theirs("dataset", dataset, "fails in prepare"):
         dataset.prepare()
-    context = dataset.context
+    with trial.theirs("dataset", dataset, "has not all that super().prepare() sets"):
+        context = dataset.context
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
     model = build(config["model"], "model", **context)
     loader = Loader(
@@ -174,8 +175,12 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     trainer.notices += ineffective
     where = "hook" if type(federated).start is Hook.start else "federated"
     with trial.one_line(where), as_config_error(where):
-        trainer.hooks.start(trainer)
-    trainer.notices += [*loss.notices(trainer), *risk.notices(trainer), *trainer.sharpness.notices(trainer)]
+        for begin in trainer.hooks.starts:
+            with trial.theirs(where, begin.__self__, "fails in start"):
+                begin(trainer)
+    for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness}.items():
+        with trial.theirs(where, part, "has no notices(run) that gives lines"):
+            trainer.notices += part.notices(trainer)
     if not loss.probabilities and dataset.task != "regression":
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
@@ -191,7 +196,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         options = {f"{group}={config['choices'][group]}": part for group, part in named.items()}
         options |= {f"hook={name}": hooks[name] for name in config["hook"]}
         for where, part in options.items():
-            trainer.notices += unreached(where, part, federated.clocks(trainer, part))
+            with trial.theirs(where, part, "has no begins(steps, steps_per_epoch) that gives runner.core.reach.Begin"):
+                trainer.notices += unreached(where, part, federated.clocks(trainer, part))
     return trainer, federated, transform, calibration
 
 

@@ -1,5 +1,6 @@
 """One run: from a checked config to result.json."""
 
+import logging
 import signal
 import sys
 import tempfile
@@ -20,6 +21,8 @@ from runner.record import again, provenance
 from runner.record.files import finished
 from runner.record.folder import Record, Stopped
 from runner.record.identity import folder, identity
+
+warn = logging.getLogger(__name__).warning
 
 
 def run(config: dict, overrides: list[str], say=print) -> dict:
@@ -117,7 +120,12 @@ class Job:
         Raises ConfigError where it is damaged, or of other code or data.
         """
         path, trainer = self.folder / "last.pt", self.trainer
-        if not (trainer.steps and distributed.from_first(path.exists())):
+        if not trainer.steps:
+            return
+        if not distributed.from_first(path.exists()):
+            if distributed.rank == 0 and (epoch := again.reached(self.folder)):
+                lines = self.folder / "metrics.jsonl"
+                warn("%s goes to epoch %s, but there is no last.pt to go on from: begun anew", lines, epoch)
             return
         try:
             state = checkpoint.load(path)

@@ -58,6 +58,20 @@ def one_line(where: str = ""):
         raise ConfigError(f"{where}: {blame(error)}".removeprefix(": ")) from error
 
 
+@contextmanager
+def theirs(where: str, part: Any, doing: str):
+    """`guard`, of a part whose class is not this package's. A ValueError stays one: it has its own words."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except BaseException as error:
+        if type(part).__module__.partition(".")[0] == HERE.name:
+            raise
+        with guard(where, part, doing):
+            raise error
+
+
 def named(part: Any) -> str:
     """The class of a part, with its file where it is the user's."""
     kind = part if isinstance(part, type) else type(part)
@@ -146,7 +160,9 @@ def attributes(optimizer: torch.optim.Optimizer, sharpness: Sharpness) -> None:
         m = sharpness.m
     if m is not None and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
         raise ConfigError(f"sharpness: {named(sharpness)}.m must be a number of samples or None, got {_kind(m)}")
-    if not all("lr" in group for group in optimizer.param_groups):
+    with guard("optim", optimizer, "has no param_groups, which torch.optim.Optimizer.__init__ makes"):
+        groups = optimizer.param_groups
+    if not all("lr" in group for group in groups):
         raise ConfigError(f"optim: {named(optimizer)} has no 'lr' in its param_groups, which the schedule sets")
 
 

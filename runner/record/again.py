@@ -91,14 +91,20 @@ def greeting(config: dict, result: dict, place: Path) -> str:
     return "\n".join([*lines, "again   the same command with --again; what is there is kept beside"])
 
 
+def reached(place: Path) -> int | None:
+    """The epoch of the last line of metrics.jsonl; None where there is none to be read."""
+    try:
+        lines = history(place)
+    except (ValueError, OSError):
+        return None
+    return lines[-1].get("epoch") if lines else None
+
+
 def torn(why: str, place: Path) -> str:
     """What is said of a checkpoint that cannot be gone on from: what is still there, and how to go on."""
     there = [name for name in ("best_val.pt", "best_test.pt") if (place / name).is_file()]
-    try:
-        if lines := history(place):
-            there.append(f"metrics.jsonl up to epoch {lines[-1].get('epoch')}")
-    except (ValueError, OSError):
-        pass
+    if epoch := reached(place):
+        there.append(f"metrics.jsonl up to epoch {epoch}")
     start = (
         f" (checkpoint={place / there[0]} starts another run from its weights)" if there[:1] == ["best_val.pt"] else ""
     )

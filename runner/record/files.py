@@ -52,13 +52,17 @@ def read_json(path: Path) -> dict | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError) as error:
         why = "it is empty" if not text.strip() else f"it is not valid JSON: {error}"
         raise ValueError(f"{path} is damaged: {why}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} is damaged: it holds no mapping")
     return found
+
+
+def _not_json(word: str) -> None:
+    raise ValueError(f"{word} is no number")  # null is what is written where a measure is not finite
 
 
 def read_yaml(path: Path) -> Any:
@@ -96,7 +100,20 @@ def read_config(folder: Path) -> dict:
 
 def finished(folder: Path) -> dict | None:
     """The content of result.json, or None where the run is not done. Raises ValueError where it is damaged."""
-    return read_json(folder / "result.json")
+    path = folder / "result.json"
+    found = read_json(path)
+    if found is None:
+        return None
+    if "last" not in found:
+        raise ValueError(f"{path} is damaged: it has no measures of the last epoch")
+    for key in ("last", "best_val", "best_test"):
+        line = found.get(key)
+        if line is not None and not isinstance(line, dict):
+            raise ValueError(f"{path} is damaged: {key} holds no mapping")
+        for name, value in (line or {}).items():
+            if name.startswith(("train_", "val_", "test_")) and not isinstance(value, float | int | None):
+                raise ValueError(f"{path} is damaged: {key}.{name} is no number")
+    return found
 
 
 def sessions(folder: Path) -> list[dict]:

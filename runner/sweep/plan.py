@@ -42,6 +42,7 @@ def show(cells: list[Cell]) -> None:
     own = [word for folder in folders for word in ("--config-dir", str(folder))]
     for cell, word in zip(cells, states, strict=True):
         command = shlex.join(["python", "-m", "runner", *own, *cell.overrides])
+        command += " --again=changed" if word == "changed" else ""
         print(f"{word:<8} {near(cell.folder)}  {cell}" if word == "done" else f"{word:<8} {command}")
     if changed:
         print(f"\n{next(iter(changed.values()))}")

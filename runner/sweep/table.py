@@ -16,6 +16,7 @@ from typing import Any
 from runner.core.mistake import suggest
 from runner.core.output import unbreakable
 from runner.record.curves import FORMATS
+from runner.record.files import sessions
 from runner.sweep.alike import default_metric, notices, refuse_unlike
 from runner.sweep.cells import counted, key_of
 from runner.sweep.progress import counting
@@ -222,10 +223,23 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def command(overrides: list[str], seed: Any) -> str:
-    """What one would type to get the run with these overrides and this seed."""
+def command(overrides: list[str], seed: Any, own: list[str] | tuple[str, ...] = ()) -> str:
+    """What one would type to get the run with these overrides and this seed. own : words for the user's options."""
     words = [word for word in overrides if key_of(word) != "seed"]
-    return shlex.join(["python", "-m", "runner", *words, f"seed={shown(seed)}"])
+    return shlex.join(["python", "-m", "runner", *own, *words, f"seed={shown(seed)}"])
+
+
+def own_folders(folder: Path) -> list[str]:
+    """The `--config-dir DIR` of the command that last worked on the run; none where that is not known."""
+    words = (sessions(folder) or [{}])[-1].get("argv")
+    words = [str(word) for word in words] if isinstance(words, list) else []
+    found = []
+    for i, word in enumerate(words):
+        if word in ("--config-dir", "-cd"):
+            found += ["--config-dir", *words[i + 1 : i + 2]]
+        elif word.startswith(("--config-dir=", "-cd=")):
+            found += ["--config-dir", word.partition("=")[2]]
+    return found
 
 
 def order(value: Any) -> tuple:
@@ -316,9 +330,10 @@ def table(
             row.missing += [f"seed {shown(seed)} (not started)" for seed in never]
             again = [run.seed for run in cell if not (run.folder / "result.json").exists()]
             # a run that was not started from the command line has no overrides: nothing is known to type
-            rest += [command(cell[0].typed, seed) for seed in again + never if cell[0].typed]
+            own = own_folders(cell[0].folder)
+            rest += [command(cell[0].typed, seed, own) for seed in again + never if cell[0].typed]
             other = [run for run in cell if run.result and run.value is None and run.typed]
-            rest += [f"{command(run.typed, run.seed)} --again=changed" for run in other]
+            rest += [f"{command(run.typed, run.seed, own)} --again=changed" for run in other]
         rows.append(row)
     pooled = [key for key in finer if len(group(runs, [*by, key])) > len(rows)]
     twice = any(len(set(map(token, row.seeds))) < len(row.seeds) for row in rows)

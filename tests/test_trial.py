@@ -380,7 +380,7 @@ WRONG = {
         (
             "    def start(",
             "    def begins(self, *_):\n        return 'soon'\n    def start(",
-            "hook=own: Own (FILE) has no begins(steps, steps_per_epoch) that gives runner.core.reach.Begin: AttributeError",
+            "Own (FILE) has no begins(steps, steps_per_epoch) that gives runner.core.reach.Begin: AttributeError",
         ),
         (
             "        return batch\n",

@@ -218,8 +218,13 @@ WRONG = {
     "loss": [
         (
             "class Own(Loss):\n",
+            "class Own(Loss):\n    def notices(self, run):\n        return 'a line'\n",
+            "loss: Own (FILE).notices must return a list of lines, got 'a line'",
+        ),
+        (
+            "class Own(Loss):\n",
             "class Own(Loss):\n    def notices(self):\n        return []\n",
-            "loss: Own (FILE) has no notices(run) that gives lines: TypeError",
+            "loss: Own (FILE) fails in notices: TypeError",
         ),
         (
             "return ce(out, batch)",
@@ -256,8 +261,13 @@ WRONG = {
     "risk": [
         (
             "class Own(Risk):\n",
+            "class Own(Risk):\n    def notices(self, run):\n        return 'a line'\n",
+            "risk: Own (FILE).notices must return a list of lines, got 'a line'",
+        ),
+        (
+            "class Own(Risk):\n",
             "class Own(Risk):\n    def notices(self):\n        return []\n",
-            "risk: Own (FILE) has no notices(run) that gives lines: TypeError",
+            "risk: Own (FILE) fails in notices: TypeError",
         ),
         ("return losses.mean()", "return None", "must return a scalar, a floating-point tensor (), got None"),
         ("return losses.mean()", "return losses", "got a tensor of (2,) in float32"),
@@ -322,8 +332,13 @@ WRONG = {
     "sharpness": [
         (
             "class Own(Sharpness):\n",
+            "class Own(Sharpness):\n    def notices(self, run):\n        return 'a line'\n",
+            "sharpness: Own (FILE).notices must return a list of lines, got 'a line'",
+        ),
+        (
+            "class Own(Sharpness):\n",
             "class Own(Sharpness):\n    def notices(self):\n        return []\n",
-            "sharpness: Own (FILE) has no notices(run) that gives lines: TypeError",
+            "sharpness: Own (FILE) fails in notices: TypeError",
         ),
         ("return first", "return None", "must return the runner.core.batch.Pass of a call of the closure, got None"),
         ("return first", "return first.loss", "Own (FILE).__call__ must return the runner.core.batch.Pass"),

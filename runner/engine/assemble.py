@@ -179,8 +179,11 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
             with trial.theirs(where, begin.__self__, "fails in start"):
                 begin(trainer)
     for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness}.items():
-        with trial.theirs(where, part, "has no notices(run) that gives lines"):
-            trainer.notices += part.notices(trainer)
+        with trial.theirs(where, part, "fails in notices"):
+            lines = part.notices(trainer)
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise trial.wrong(where, part, "notices", "a list of lines", lines)
+        trainer.notices += lines
     if not loss.probabilities and dataset.task != "regression":
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "

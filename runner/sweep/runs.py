@@ -66,8 +66,9 @@ def measure(folder: Path, select: str, metric: str) -> tuple[float | None, str |
             error = read_json(folder / "failed.json")
             if error is not None:
                 step = "" if error.get("step") is None else f" at step {error['step']}"
-                lines = str(error.get("message")).splitlines() or [""]
-                return None, f"failed{step}: {error.get('type')}: {lines[0]:.120}", set()
+                first = (str(error.get("message")).splitlines() or [""])[0]
+                first = first if len(first) <= 120 else f"{first[:116]} ..."
+                return None, f"failed{step}: {error.get('type')}: {first}", set()
             if not folder.exists():
                 return None, "not started", set()
             records = history(folder)

@@ -12,7 +12,7 @@ from runner.core import distributed
 from runner.engine.assemble import Elsewhere, assemble, prepare
 from runner.engine.replicas import Replicas, Unpackable, refuse
 from runner.engine.trainer import Trainer
-from runner.sweep.kind import number
+from runner.sweep.kind import floats, number
 
 GROUPS = ("model", "augment", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
 # What an option needs beside its name, and what keeps it small
@@ -47,10 +47,10 @@ def numbers(group: str, option: str) -> list[str]:
         where, node = f"{group}.{option}", node.get(option, {})
     if group == "model" or not node:
         return []
-    known, _ = build.parameters(build.locate(node["_target_"], where))
+    own = floats(build.locate(node["_target_"], where))
     changed = []
     for key, value in node.items():
-        if key in known and number(value, known[key]) and (value != 0 or group != "optim"):
+        if key in own and number(value) and (value != 0 or group != "optim"):
             less = [0.9 * part for part in value] if isinstance(value, list) else 0.9 * value or 0.05
             changed.append(f"{where}.{key}={less}")
     return changed

@@ -20,7 +20,7 @@ def structure(config: dict) -> dict:
 
 
 def _structure(node: dict, where: str) -> dict:
-    floating, found = _floats(locate(node["_target_"], where)), {}
+    floating, found = floats(locate(node["_target_"], where)), {}
     for key, value in node.items():
         if isinstance(value, dict) and "_target_" in value:
             found[key] = _structure(value, f"{where}.{key}")
@@ -35,7 +35,7 @@ def _structure(node: dict, where: str) -> dict:
 
 
 @lru_cache(maxsize=1024)
-def _floats(target: Any) -> frozenset[str]:
+def floats(target: Any) -> frozenset[str]:
     """The keys that take a float, by the constructor's annotation or default."""
 
     def is_float(hint: Any) -> bool:

@@ -201,7 +201,7 @@ OTHERS = {"runner/augment/__init__.py", "runner/dataset/__init__.py", "runner/da
 OTHERS |= {
     "runner/dataset/multi_digits.py",
     "runner/dataset/loader.py",
-    "runner/engine/run.py",
+    "runner/engine/assemble.py",
     "runner/engine/trial.py",
 }
 OTHERS |= {f"runner/federated/{name}.py" for name in ("clients", "fedavg", "fedlex", "partition")}

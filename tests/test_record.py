@@ -391,7 +391,7 @@ def test_the_commit_and_the_changes_are_kept(tmp_path):
 def test_light_imports():
     heavy = ("torch", "torchvision", "timm", "datasets", "sklearn", "scipy", "pandas", "PIL")
     heavy += ("matplotlib", "wandb", "tensorboard")
-    modules = ("record", "curves", "export", "sweep.table", "logger.wandb", "logger.tensorboard")
+    modules = ("record.folder", "record.curves", "record.export", "sweep.table", "logger.wandb", "logger.tensorboard")
     code = "import sys\n" + "".join(f"import runner.{module}\n" for module in modules)
     code += f"print([name for name in {heavy} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -37,7 +37,7 @@ class Stored(nn.Module):
         self.register_buffer("zero", codes.zero)
 
     def forward(self, w: Tensor | None) -> tuple[Tensor, Tensor]:
-        unit = 2.0**-self.bits  # as in runner.quantization.fake: the sums are the same bit for bit
+        unit = 2.0**-self.bits  # as in runner.quantization.quantizer: the sums are the same bit for bit
         return steps(self.values, self.zero, self.scale.dtype) * unit, self.scale / unit
 
     def codes(self, w: Tensor | None = None) -> Codes:

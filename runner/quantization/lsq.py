@@ -13,7 +13,7 @@ from runner.quantization.quantizer import FULL, Bits, Percent, Quantizer, Ranges
 
 class LSQ(Transform):
     """LSQ (Esser et al., ICLR 2020, arXiv:1902.08153): weights and inputs of every Linear and Conv2d on a grid whose
-    step is trained with the rest. Formula and gradient: `runner.quantization.fake.Levels` and `Quantizer`.
+    step is trained with the rest. Formula and gradient: `runner.quantization.quantizer.Levels` and `Quantizer`.
 
     As in the paper weights are signed, inputs unsigned where calibration finds none below zero, steps start at
     2 * mean|v| / sqrt(Q_P), their gradient is scaled by 1 / sqrt(N * Q_P), and first and last layer have 8 bits.

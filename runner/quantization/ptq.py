@@ -26,10 +26,10 @@ class PTQ(LSQ):
         the grids of weights and inputs are set by their ranges, those of inputs on the calibration samples,
         every weight is rounded to the nearest level.
 
-    Quantizers are those of `runner.quantization.fake`. As in the paper's recipe ranges are those with the least squared
-    error. Weights are symmetric on one grid for a tensor; `channels` and `affine` are what the paper advises where that
-    is not enough. Training, its records and its checkpoints are those of quantization=none; with `checkpoint=` there is
-    no training. What is quantized is under `quantization` in result.json.
+    Quantizers are those of `runner.quantization.quantizer`. As in the paper's recipe ranges are those with the least
+    squared error. Weights are symmetric on one grid for a tensor; `channels` and `affine` are what the paper advises
+    where that is not enough. Training, its records and its checkpoints are those of quantization=none; with
+    `checkpoint=` there is no training. What is quantized is under `quantization` in result.json.
 
     Parameters
     ----------

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.record.curves import write
-
-INK, GRID = "#333333", "#e6e6e6"
+from runner.record.curves import GRID, INK, write
 
 
 def picture(folder: Path, path: Path) -> None:

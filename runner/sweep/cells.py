@@ -1,4 +1,4 @@
-"""The cells of a sweep: composed and checked before the first one starts, counted then, and a table at the end."""
+"""The cells of a sweep, composed and checked before the first one starts: see `runner.sweep.ends` for its words."""
 
 import copy
 import os

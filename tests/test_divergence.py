@@ -11,6 +11,7 @@ from runner.engine.diagnose import NonFinite
 from runner.engine.run import run as run_config
 from runner.hook import Hook
 from runner.loss.mse import Square
+from runner.quantization import deploy
 from runner.sweep.cells import Cell
 from runner.sweep.pack import together
 from runner.sweep.runs import measure
@@ -102,3 +103,17 @@ def test_what_the_samples_do_not_define_or_the_loss_is_no_failure():
     assert broken(measures(logits, torch.ones(6, 2), "multilabel"))[0] == "accuracy"
     assert broken(measures(logits, torch.ones(6, 2), "regression")) == ["mae", "rmse"]
     assert broken({"accuracy": 0.5, "nll": math.inf}) == ["nll"]
+
+
+@pytest.mark.parametrize(("key", "name"), [("fake", "fake-quantized"), ("deployed", "deployed")])
+def test_a_quantized_network_that_ends_not_finite_is_no_result(key, name, tmp_path, monkeypatch):
+    report = deploy.report
+
+    def overflows(*given):
+        found = report(*given)
+        return {**found, key: {**found[key], "test_nll": math.nan}}
+
+    monkeypatch.setattr(deploy, "report", overflows)
+    line, kept = ended([*TINY, "quantization=ptq"], tmp_path)
+    assert line.startswith(f"{name} test_nll not finite")
+    assert kept["type"] == "NonFinite"

@@ -163,8 +163,8 @@ class Job:
         result = result_of(self.config, self.trainer, found)
         if quantized := report(self.trainer, self.transform, self.calibration):
             result["quantization"] = quantized
-            for name in ("fake", "deployed"):
-                diagnose.check_measures(self.trainer, f"{name}-quantized".replace("deployed-", ""), quantized[name])
+            for key, name in (("fake", "fake-quantized"), ("deployed", "deployed")):
+                diagnose.check_measures(self.trainer, name, quantized[key])
         self.record.finish(result, pictures_of(result))
         return result
 

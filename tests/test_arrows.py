@@ -97,3 +97,10 @@ def test_no_circle():
 
     for name in ARROWS:
         visit(name)
+
+
+def test_tests_are_where_what_they_test_is():
+    """A folder of tests is named as a room; what spans rooms stands beside this file."""
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    folders = {path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}
+    assert folders <= rooms and {room for floor in FLOORS for room in floor} & rooms <= folders

@@ -13,8 +13,8 @@ from runner.core import checkpoint
 from runner.engine.trainer import Trainer
 from runner.record.folder import Stopped
 from scripts.bench.cases import CIFAR, Case, build
-from tests.test_passes import MODEL as DRAWING
-from tests.test_passes import advance
+from tests.engine.test_passes import MODEL as DRAWING
+from tests.engine.test_passes import advance
 from tests.tiny import SMALL, trainer
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts, which an earlier test may cause

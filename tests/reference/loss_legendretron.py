@@ -1,5 +1,5 @@
 """LegendreTron (Lam et al., arXiv:2301.11695): its link makes log-probabilities of the scores, and the loss is the
-cross-entropy with them. The link is tested in tests/test_loss_heads.py."""
+cross-entropy with them. The link is tested in tests/loss/test_heads.py."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Prospect before every sample has been seen: all weights are equal. What comes later is in tests/test_spectral.py."""
+"""Prospect before every sample has been seen: all weights are equal. Later: tests/risk/test_spectral.py."""
 
 SETTINGS = [{}, {"spectrum": "esrm", "parameter": 3.0, "nu": 0.2}]
 

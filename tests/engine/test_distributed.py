@@ -1,0 +1,106 @@
+"""Two processes under torchrun are one run: same weights to rounding as one process at the same global batch."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from runner.core import checkpoint
+from tests.conftest import ROOT
+from tests.tiny import command
+
+SMALL = ["dataset.subset=201", "train.batch_size=32", "train.epochs=2", "model.hidden=[16]", "augment=crop_flip"]
+
+
+def torchrun(*words, cwd, port: int, background: bool = False):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1",
+            "--master-port", str(port), "-m", "runner", *words]  # fmt: skip
+    if background:
+        return subprocess.Popen(
+            argv, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def folder(cwd):
+    (found,) = [path for path in (cwd / "outputs" / "runs").iterdir() if path.is_dir() and path.name[0] != "."]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shared", "one"),
+    [
+        (["optim=sgd"], []),
+        (["optim=sam", "hook=[ema,clip]"], []),  # one perturbation for the whole batch, over both processes
+        (["optim=adamw", "train.accumulate=2"], ["train.accumulate=1"]),
+        (["optim._target_=tests.engine.test_passes.ByLoss", "hook=clip"], []),  # an optimizer that uses the loss
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_two_processes_equal_one(shared, one, tmp_path):
+    """201 samples: 20 are held out, and the last global batch of 181 is 21, shared as 10 and 11."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    two = torchrun(*SMALL, *shared, cwd=tmp_path / "two", port=free_port())
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("epoch 1/2") == 1  # one of them speaks
+    alone = command(*SMALL, *shared, *one, cwd=tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    a, b = (checkpoint.load(folder(tmp_path / name) / "last.pt") for name in ("two", "one"))
+    for key in a["model"]:
+        torch.testing.assert_close(a["model"][key], b["model"][key], rtol=1e-4, atol=1e-5)
+    for name in ("two", "one"):
+        assert len((folder(tmp_path / name) / "metrics.jsonl").read_text().splitlines()) == 2
+    x, y = (json.loads((folder(tmp_path / name) / "result.json").read_text())["last"] for name in ("two", "one"))
+    assert x["test_nll"] == pytest.approx(y["test_nll"], rel=1e-3)
+    assert x["train_loss"] == pytest.approx(y["train_loss"], rel=1e-3)
+
+
+def test_per_device_perturbation_is_exact_where_the_batches_divide(tmp_path):
+    words = [*SMALL, "optim=sam", "sharpness.m=16", "train.drop_last=true"]
+    for name in ("two", "one"):
+        (tmp_path / name).mkdir()
+    two = torchrun(*words, cwd=tmp_path / "two", port=free_port())
+    assert two.returncode == 0, two.stderr
+    assert command(*words, cwd=tmp_path / "one").returncode == 0
+    a, b = (checkpoint.load(folder(tmp_path / name) / "last.pt") for name in ("two", "one"))
+    for key in a["model"]:
+        torch.testing.assert_close(a["model"][key], b["model"][key], rtol=1e-4, atol=1e-5)
+
+
+def test_a_stop_reaches_both_and_the_run_goes_on(tmp_path):
+    words = [*SMALL, "train.epochs=300"]
+    process = torchrun(*words, cwd=tmp_path, port=free_port(), background=True)
+    for _ in range(1200):
+        if any(path.read_text().count("\n") > 2 for path in (tmp_path / "outputs" / "runs").glob("*/metrics.jsonl")):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=90)
+    state = checkpoint.load(folder(tmp_path) / "last.pt")
+    assert 0 < state["count"] < 300 * 6
+    assert len(state["random"]) == 2
+    rest = torchrun(*words, f"train.epochs={300}", cwd=tmp_path, port=free_port())
+    assert rest.returncode == 0, rest.stderr
+    assert re.search(r"resumed at step \d+", rest.stdout)
+
+
+def test_a_mistake_is_said_once(tmp_path):
+    result = torchrun("loss=pol", cwd=tmp_path, port=free_port())
+    assert result.returncode != 0
+    assert result.stderr.count("no loss named 'pol'") == 1

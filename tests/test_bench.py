@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.bench import __main__ as command
-from scripts.bench import augment, compare, cost, gpu, loop, qat, report, rounds, sam, start
+from scripts.bench import augment, beside, compare, cost, gpu, loop, qat, report, rounds, sam, start
 from scripts.bench import compile as compiling
 from scripts.bench.byhand import ByHand
 from scripts.bench.cases import LENET, MLP, Fit
@@ -28,7 +28,7 @@ def here(monkeypatch):
     """Arms in this process, which takes milliseconds instead of seconds."""
 
     class Here:
-        def __init__(self, make, *arguments, threads):
+        def __init__(self, make, *arguments, threads, environment=None):
             self.measure = make(*arguments)
 
         def __call__(self):
@@ -120,6 +120,12 @@ def test_verdict(median, target, expected):
 # ---- the benches
 
 
+def children() -> list[int]:
+    """Processes that this one has started and not yet taken leave of."""
+    found = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat")]
+    return [fields for fields in found if int(fields[1]) == os.getpid()]
+
+
 @pytest.mark.usefixtures("here")
 def test_loop():
     with_lightning = importlib.util.find_spec("lightning") is not None
@@ -148,6 +154,19 @@ def test_the_hand_written_loop_does_the_same_work():
 def test_augment_and_sam():
     check(augment.measure(cases={TINY_LENET: 2}, rounds=(2, 1)), rows=1)
     check(sam.measure(cases={TINY: 2, TINY_LENET: 1}, rounds=(1, 1)), rows=2)
+
+
+@pytest.mark.usefixtures("here")
+def test_beside():
+    targets = (0.9, None, 5.0)
+    check(beside.measure(cases={TINY_LENET: (1, (), "SGD", targets)}, rounds=(1, 1), count=1), rows=6)
+
+
+def test_busy_processes_end_with_what_they_disturb():
+    before = len(children())
+    with beside.busy(2):
+        assert len(children()) == before + 2
+    assert len(children()) == before
 
 
 @pytest.mark.usefixtures("here")

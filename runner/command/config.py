@@ -23,6 +23,9 @@ class Train:
     epochs : passes over the training set. steps : updates, instead of epochs, where not null.
     batch_size : samples per update over all devices. accumulate : micro-batches that a device's share is split into.
     drop_last : leave out an epoch's last, smaller batch. precision : `auto` is bf16 on a GPU that has it, else fp32.
+    channels_last : the memory format of images and convolutions; `auto`: on a CPU, where the model has convolutions.
+    threads : of torch on a CPU; `auto` is one for small work, else as many as there are cores or OMP_NUM_THREADS says.
+        How many there are decides how sums are rounded.
     deterministic : the same run twice gives the same bits on one device (slower on a GPU).
     workers : loader processes for streamed data sets. eval_batch_size : samples per evaluation batch and device.
     eval_every : epochs between evaluations; the last epoch is always evaluated.
@@ -36,7 +39,8 @@ class Train:
     drop_last: bool = False
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool = False
-    channels_last: bool = False
+    channels_last: Literal["auto"] | bool = "auto"
+    threads: Literal["auto"] | Count = "auto"
     deterministic: bool = False
     workers: Natural = 4
     eval_batch_size: Count = 1000

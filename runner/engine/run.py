@@ -8,6 +8,8 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from runner.command.build import build
 from runner.command.config import Train, without_effect
 from runner.core import checkpoint, distributed, output
@@ -85,6 +87,8 @@ class Job:
         self.config, self.overrides, self.folder = config, overrides, folder(config)
         self.lines: int | None = None  # of metrics.jsonl at the checkpoint that `resume` found
         train = Train(**config["train"])
+        asked = train.channels_last
+        train.channels_last = distributed.from_first(again.channels_last(self.folder, asked))
         device = distributed.device(config["device"])
         prepare(config["seed"], train, device)
         loggers = [build(node, f"logger.{name}") for name, node in config["logger"].items()]
@@ -99,8 +103,13 @@ class Job:
             built = assemble(config, train, device, self.record)
         self.trainer, self.federated, self.transform, self.calibration = built
         self.trainer.notices += without_effect(config, overrides).values()
+        if asked not in ("auto", train.channels_last):
+            self.trainer.notices.append(f"train.channels_last={asked}: the run began with another, and goes on so")
         data = self.trainer.dataset.record.get("fingerprint")
         self.trainer.made = {"id": identity(config), **provenance.code(config), "data": data}
+        self.trainer.made["channels_last"] = self.trainer.channels_last
+        if device.type == "cpu":
+            self.trainer.made["threads"] = torch.get_num_threads()
 
     @contextmanager
     def locked(self):

@@ -50,6 +50,7 @@ class Trainer:
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     random: dict | None = None  # this run's global random states, where it shares the process with others
     origin: dict | None = None  # with `checkpoint=`: what it started from
+    channels_last = False  # in which order weights.data has the weights of convolutions, and so all that is like it
     made: dict | None = None  # by what code and on what data: see `runner.record.provenance`
 
     def __init__(

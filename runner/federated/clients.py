@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.core import checkpoint, keyed, padding
+from runner.core import checkpoint, keyed, padding, threads
 from runner.core.batch import Batch
 from runner.core.dropout import Dropout
 from runner.engine.diagnose import NonFinite
@@ -387,9 +387,9 @@ class Clients:
     # ---- on several cores
 
     def cores(self, clients: int) -> int:
-        """Processes that may train so many clients at once: as many as torch has threads here, or one where a client
+        """Processes that may train so many clients at once: as many as the run may have threads, or one where a client
         leaves more behind than its answer, or where most cores would have none."""
-        run, threads = self.run, torch.get_num_threads()
+        run, limit = self.run, threads.most(self.run.train.threads)
         alone = (
             sys.platform != "linux"
             or torch.accelerator.is_available()  # autograd's threads for it would not survive the fork
@@ -398,9 +398,9 @@ class Clients:
             or not isinstance(run.loader._train.base, Tensor)
             or any(type(p).observe is not base.observe for p, base in ((run.loss, Loss), (run.risk, Risk)))
             or self.shared
-            or 2 * clients <= threads
+            or 2 * clients <= limit
         )
-        return 1 if alone else min(threads, clients)
+        return 1 if alone else min(limit, clients)
 
     # ---- which of the two
 

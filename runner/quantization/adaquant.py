@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from runner.core.batch import Batch
 from runner.core.schema import Count, Natural, Positive, Range, When
+from runner.core.work import uses
 from runner.quantization.adaround import Several, rectifiers
-from runner.quantization.deploy import PART, seen, uses
+from runner.quantization.deploy import PART, seen
 from runner.quantization.fake import QUANTIZED, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.ptq import PTQ, settled

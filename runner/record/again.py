@@ -77,6 +77,18 @@ def begun(config: dict, place: Path) -> str | None:
     return "; ".join(provenance.changed(state.get("made"), provenance.code(config))) or None
 
 
+def channels_last(place: Path, asked: str | bool) -> str | bool:
+    """`train.channels_last` of a run that goes on: what its checkpoint was saved with, as the optimizer's state is in
+    the weights' order; else what is asked for."""
+    from runner.core import checkpoint
+
+    try:
+        made = checkpoint.load(place / "last.pt").get("made")
+    except (ValueError, OSError):  # none, or damaged, which `Job.resume` says
+        return asked
+    return (made or {}).get("channels_last", asked is True)  # before it was noted it was what was asked for, or not
+
+
 def greeting(config: dict, result: dict, place: Path) -> str:
     """What is said of a run that is done."""
     made = result.get("made") if isinstance(result.get("made"), dict) else {}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 # What does not change the numbers that a run computes is not part of its identity
 APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices", "sweep"}
-APART_TRAIN = {"workers", "eval_batch_size", "save_minutes"}
+APART_TRAIN = {"workers", "eval_batch_size", "save_minutes", "threads"}
 
 
 def identity(config: dict) -> str:
@@ -20,6 +20,8 @@ def identity(config: dict) -> str:
 
         core["checkpoint"] = origin.digest(where)
     core["train"] = {key: value for key, value in config["train"].items() if key not in APART_TRAIN}
+    if core["train"].get("channels_last") == "auto":
+        core["train"]["channels_last"] = False  # as such runs were called before there was `auto`
     return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:10]
 
 

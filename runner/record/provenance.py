@@ -231,6 +231,8 @@ def drifted(then: dict | None, now: dict) -> list[str]:
     for name, version in now["versions"].items():
         if versions.get(name) not in (None, version):
             found.append(f"{name} was {versions[name]}, and is {version} now")
+    if None not in (before := then.get("threads"), after := now.get("threads")) and before != after:
+        found.append(f"sums were taken by {before} thread{'s' * (before > 1)}, are by {after} now, and round otherwise")
     if then.get("engine") != now["engine"]:
         found.append(f"the program's own files differ from those of {commit(then)}")
     return found

@@ -83,6 +83,8 @@ def together(
             jobs += [_job(cell) for cell in part[len(jobs) :]]
             if len(jobs) == 1:
                 raise Unpackable("a single run")
+            if len({job.trainer.channels_last for job in jobs}) > 1:
+                raise Unpackable("train.channels_last was not the same where they began")
             for notice in dict.fromkeys(notice for job in jobs for notice in job.trainer.notices):
                 say(f"note    {notice}")
             _train(list(zip(part, jobs, strict=True)), pack if number == 0 else 1, say, ended)

@@ -46,14 +46,14 @@ class _Here:
 
     def anew(self) -> None:
         """What a run may have changed and `runner.engine.run.prepare` does not set: a run finds it as in a new one."""
-        import torch
+        from runner.core import threads
 
         os.chdir(self.folder)
         if dict(os.environ) != self.environment:
             os.environ.clear()
             os.environ.update(self.environment)
         signal.signal(signal.SIGTERM, self.ask)
-        torch.set_num_threads(self.threads)
+        threads.allow(self.threads)
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ import time
 
 from scripts.bench import report
 
-NAMES = ("loop", "augment", "sam", "cost", "qat", "start", "compile", "replicas", "sweep", "federated")
+NAMES = ("loop", "augment", "sam", "cost", "qat", "start", "compile", "replicas", "sweep", "federated", "beside")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,10 +48,21 @@ class Data:
         return x.float().sub_(self.mean).div_(self.std)
 
 
-def network(case: Case) -> nn.Module:
+def network(case: Case, words: tuple[str, ...] = ()) -> nn.Module:
     """The option's layers, without what the engine asks of a model."""
-    model = build(compose(f"model={case.model}")["model"], "model", shape=case.shape, classes=case.classes)
+    model = build(compose(f"model={case.model}", *words)["model"], "model", shape=case.shape, classes=case.classes)
     return nn.Sequential(model.body, model.head)
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, autocast=nullcontext):
+    """A step; the loss and the logits before it."""
+    with autocast():
+        logits = model(x)
+        loss = F.cross_entropy(logits, y)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss, logits
 
 
 def train(model: nn.Module, data: Data, epochs: int, folder: Path, autocast=nullcontext) -> dict:
@@ -65,12 +77,7 @@ def train(model: nn.Module, data: Data, epochs: int, folder: Path, autocast=null
         for x, y in data:
             for group in optimizer.param_groups:
                 group["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps)) / 2
-            with autocast():
-                logits = model(x)
-                loss = F.cross_entropy(logits, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            loss, logits = update(model, optimizer, x, y, autocast)
             loss_sum += loss.detach() * len(x)
             correct += (logits.detach().argmax(-1) == y).sum()
             step += 1
@@ -110,3 +117,24 @@ class ByHand:
             begin = now(self.device)
             self.line = train(model, self.data, self.case.epochs, Path(folder), self.autocast)
             return now(self.device) - begin
+
+
+class HandSteps:
+    """Steps alone, over as many epochs as it takes: what `cases.Steps` is of our loop."""
+
+    def __init__(self, case: Case, steps: int, optimizer: str = "SGD", words: tuple[str, ...] = ()):
+        self.steps, self.data = steps, Data(case, "cpu")
+        self.model = network(case, words)
+        self.optimizer = getattr(torch.optim, optimizer)(self.model.parameters(), lr=1e-3)
+        self.batches = self.endless()
+
+    def endless(self) -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from self.data
+
+    def __call__(self) -> float:
+        """Seconds of `steps` steps."""
+        begin = now("cpu")
+        for x, y in islice(self.batches, self.steps):
+            update(self.model, self.optimizer, x, y)
+        return now("cpu") - begin

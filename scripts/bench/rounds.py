@@ -19,7 +19,7 @@ import random
 import statistics
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -32,11 +32,12 @@ Make = tuple  # (callable, *arguments) -> a callable that returns the seconds of
 class Arm:
     """`make(*arguments)` in a process of its own; a call measures once."""
 
-    def __init__(self, make: Callable, *arguments, threads: int):
+    def __init__(self, make: Callable, *arguments, threads: int, environment: dict[str, str] | None = None):
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, make, arguments))
-        with patch.dict(os.environ, KEEP | {"OMP_NUM_THREADS": str(threads)}):  # read when a process starts
+        said = KEEP | {"OMP_NUM_THREADS": str(threads)} | (environment or {})
+        with patch.dict(os.environ, said):  # read when a process starts
             self.process.start()
         other.close()
 
@@ -76,19 +77,31 @@ def close(measure: Callable | None) -> None:
         measure.close()
 
 
-def take_turns(arms: dict[str, Make], rounds: int, turns: int, threads: int = 1) -> dict[str, list[float]]:
-    """Seconds of every arm in every round. The first arm is measured a second time, as `CONTROL`."""
+def take_turns(
+    arms: dict[str, Make],
+    rounds: int,
+    turns: int,
+    threads: int = 1,
+    environments: dict[str, dict[str, str]] | None = None,
+    beside: Callable = nullcontext,
+) -> dict[str, list[float]]:
+    """Seconds of every arm in every round. The first arm is measured a second time, as `CONTROL`.
+
+    environments : of an arm's process, where it has one of its own. beside : a context in which the turns are taken.
+    """
     first = next(iter(arms.values()))
     order, found = random.Random(0), []
     for _ in range(rounds):
         with ExitStack() as stack:
             running = {}
             for name, (make, *arguments) in {**arms, CONTROL: first}.items():
-                running[name] = Arm(make, *arguments, threads=threads)
+                own = {"environment": environments[name]} if name in (environments or {}) else {}
+                running[name] = Arm(make, *arguments, threads=threads, **own)
                 stack.callback(running[name].close)
             for measure in running.values():
                 measure()
-            found.append(in_turns(running, turns, order))
+            with beside():
+                found.append(in_turns(running, turns, order))
     return by_arm(found)
 
 

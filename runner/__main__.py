@@ -1,52 +1,18 @@
 """`python -m runner group=option key=value ...`: compose, check, launch."""
 
 import os
-import shutil
 import signal
 import sys
 import traceback
 from pathlib import Path
 
 from runner.command import words
-from runner.command.listing import GROUPS, conf_dir, listing, options
+from runner.command.launchers import missing_plugin, with_options
+from runner.command.listing import conf_dir, listing
 from runner.command.spelling import spelled
+from runner.command.usage import described, folders_of, usage
 from runner.core.mistake import ConfigError
 from runner.core.output import loading, unbreakable
-
-USAGE = """\
-usage: python -m runner [group=option ...] [key=value ...] [-m]
-
-  python -m runner                                       a small network learns handwritten digits
-  python -m runner loss=poly optim=sam dataset=mnist model=lenet seed=1
-  python -m runner -m loss=ce,poly seed=0,1,2            a sweep, with a table at the end
-  python -m runner +experiment=pezeshki2021/table1       a paper's table: what is missing is run, then both side by side
-
-The same command continues an interrupted run and skips a finished one; where its code or data have changed, it says so
-and does neither.
-
-Groups (python -m runner --list GROUP shows each option with its paper):
-{groups}
-
-Keys: name, seed, device, checkpoint, data_dir, cache_dir, outputs_dir, train.* and each option's, e.g. optim.lr=0.05
-  train.{train}
-  sweep.{sweep}
-
-Flags:
-  -m, --multirun         run every combination of comma-separated values
-  --list [GROUP] [TEXT]  the options and their papers
-  --list GROUP=OPTION    an option in full: its keys, defaults, ranges and meaning; also --list train, --list sweep
-  --format png|pdf|svg   of an experiment's figure
-  --config-dir DIR       a folder of your own options, laid out as conf/ is
-  --again[=changed]      run anew what is there (=changed: what is of other code or data, or damaged), and keep
-                         beside, in .earlier/, what was there
-  --plan                 what would be run, what of it is there, and the commands of the rest; nothing is run
-  --cfg job              print the composed config and do nothing
-  --version, --help, --hydra-help
-"""
-PLUGINS = {
-    "hydra/launcher": "hydra-joblib-launcher, hydra-submitit-launcher",
-    "hydra/sweeper": "hydra-optuna-sweeper",
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,18 +33,22 @@ def _main(argv: list[str] | None) -> int:
     try:
         argv, again.wanted = again.flag(argv)
         flags, given = words.ordered(map(_alias, argv))
-        folders = _folders(flags)
+        folders = folders_of(flags)
     except ConfigError as error:
         return _mistake(str(error))
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # the user's own methods, also through the console script
     if {"--list", "--help", "-h"} & set(flags) and (whole := [w for w in given if "=" in w or w in ("train", "sweep")]):
-        return _describe(whole, folders)
+        try:
+            print(described(whole, folders))
+        except ConfigError as error:
+            return _mistake(str(error))
+        return 0
     if "--list" in flags:
         print(listing(folders, *given[:2]))
         return 0
     if "--help" in flags or "-h" in flags:
-        print(_usage(folders))
+        print(usage(folders))
         return 0
     if "--version" in flags:
         from runner import __version__
@@ -133,42 +103,6 @@ def _alias(word: str) -> str:
     return word
 
 
-def _describe(given: list[str], folders: list[Path]) -> int:
-    """`--list loss=poly`: options in full."""
-    from runner.command.describe import describe
-
-    width = min(100, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 100
-    try:
-        print("\n\n".join(describe(word, folders, width) for word in given))
-    except ConfigError as error:
-        return _mistake(str(error))
-    return 0
-
-
-def _folders(flags: list[str]) -> list[Path]:
-    """The user's --config-dir, where given, then the packaged one. Raises ConfigError where there is no such folder."""
-    found = []
-    for word, following in zip(flags, [*flags[1:], ""], strict=False):
-        flag, equals, value = word.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            found.append(Path(value if equals else following))
-            if not found[-1].is_dir():
-                raise ConfigError(f"--config-dir {found[-1]}: there is no such folder")
-    return [*found, conf_dir()]
-
-
-def _usage(folders: list[Path]) -> str:
-    rows = []
-    for group in GROUPS:
-        names = list(options(group, folders))
-        shown = " ".join(names[:8]) + (f" ... ({len(names)})" if len(names) > 8 else "")
-        rows.append(f"  {group:<13} {shown}")
-    from runner.command.config import Sweep, Train
-
-    keys = {"train": ", ".join(Train.__dataclass_fields__), "sweep": ", ".join(Sweep.__dataclass_fields__)}
-    return USAGE.format(groups="\n".join(rows), **keys)
-
-
 def _mistake(message: str) -> int:
     print(f"runner: {message}", file=sys.stderr)
     return 2
@@ -181,13 +115,13 @@ def _compose(argv: list[str], folders: list[Path]) -> int:
         return _hydra(argv if chosen else [*argv, "hydra/launcher=basic"], folders)
     if chosen or _planned() or not {"-m", "--multirun"} & set(argv):
         return _hydra(argv, folders)
-    from runner.sweep import pool
+    from runner.sweep import process
 
-    pool.warm()
+    process.warm()
     try:
         return _hydra(argv, folders)
     finally:
-        pool.cool()
+        process.cool()
 
 
 def _planned() -> bool:
@@ -211,7 +145,7 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     plugins.register()
     given = words.ordered(argv)[1]
     before = sys.argv
-    sys.argv = ["runner", *_with_options(argv)]
+    sys.argv = ["runner", *with_options(argv)]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(_job)()
         if plugins.Pool.searched_in is not None and (found := best(plugins.Pool.searched_in)):
@@ -226,7 +160,7 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
         print(f"runner: {error}", file=sys.stderr)
         return 1
     except (HydraException, OmegaConfBaseException) as error:
-        return _mistake(_launcher(error) or explain(error, getattr(error, "cell", given), folders))
+        return _mistake(missing_plugin(error) or explain(error, getattr(error, "cell", given), folders))
     except OSError as error:
         return _no_room(error)
     except Exception:
@@ -236,49 +170,6 @@ def _hydra(argv: list[str], folders: list[Path]) -> int:
     finally:
         sys.argv = before
     return 0
-
-
-def _with_options(argv: list[str]) -> list[str]:
-    """In a sweep over options, a key of an option's becomes a sweep of one value.
-
-    Hydra applies what is not swept to the options of config.yaml too, which need not have the key:
-    `sharpness=sam,asam sharpness.rho=0.1`.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import OverrideType
-    from hydra.errors import HydraException
-
-    if not {"-m", "--multirun"} & set(argv):
-        return argv
-    parser, found = OverridesParser.create(), []
-    for text in argv:
-        try:
-            found.append(parser.parse_override(text))
-        except HydraException:  # a flag or its value, or a mistake that Hydra names
-            found.append(None)
-    if not any(word and word.key_or_group in GROUPS and word.is_sweep_override() for word in found):
-        return argv
-
-    def one_of_one(text: str, word) -> str:
-        group, dot, _ = word.key_or_group.partition(".") if word else ("", "", "")
-        if not dot or group not in GROUPS or word.type != OverrideType.CHANGE or word.is_sweep_override():
-            return text
-        value = text.partition("=")[2]
-        return f"{word.key_or_group}=choice({value or chr(39) * 2})"  # of nothing typed, the empty string
-
-    return list(map(one_of_one, argv, found))
-
-
-def _launcher(error: Exception) -> str | None:
-    """About a launcher or a sweeper that is not here; None where that is not the trouble."""
-    kind, _, name = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    if kind not in PLUGINS:
-        return None
-    from runner.core.mistake import suggest
-
-    known = error.options or []
-    more = f"Others are packages of their own: pip install {PLUGINS[kind]}, ..."
-    return f"no {kind.partition('/')[2]} named '{name}'.{suggest(name, known)} There are: {', '.join(known)}. {more}"
 
 
 def _job(cfg) -> float | None:

@@ -10,7 +10,8 @@ from runner.command.compose import compose
 from runner.command.config import LISTS, Train, check_all
 from runner.core import distributed
 from runner.engine.assemble import Elsewhere, assemble, prepare
-from runner.engine.replicas import Replicas, Unpackable, refuse
+from runner.engine.packable import refuse
+from runner.engine.replicas import Replicas, Unpackable
 from runner.engine.trainer import Trainer
 from runner.sweep.kind import floats, number
 

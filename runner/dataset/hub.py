@@ -3,21 +3,18 @@
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
 from contextlib import contextmanager
-from functools import lru_cache
 from glob import escape
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from runner.core.schema import Count
 from runner.dataset import Dataset, Split, fingerprint, fixed_test, statistics
+from runner.dataset.decoded import kept, line_of
 from runner.dataset.images import Encoded, centre, decode, sizes, some
 from runner.dataset.labels import Labels, class_ids
 from runner.dataset.online import at_once
@@ -203,7 +200,7 @@ class Hub(Dataset):
                 return datasets.load_dataset(self.id, self.config, split=split)
             except Exception as error:  # the hub's client raises a dozen kinds, none of them a fault of this program
                 where = self.data_dir or "<data_dir>"
-                reason = f"the hub said: {_line(error)}"
+                reason = f"the hub said: {line_of(error)}"
                 if wrong and isinstance(error, ConnectionError):
                     reason = f"the hub cannot be asked ({wrong})"
                 raise ValueError(
@@ -221,7 +218,7 @@ class Hub(Dataset):
                 rows = pq.read_metadata(file).num_rows
             except (pq.lib.ArrowException, OSError) as error:
                 raise ValueError(
-                    f"data set '{self.name}': {file} is no parquet file, or damaged: {_line(error)}"
+                    f"data set '{self.name}': {file} is no parquet file, or damaged: {line_of(error)}"
                 ) from error
             found += [escape(str(file))] if rows else []
         if not found:
@@ -241,7 +238,7 @@ class Hub(Dataset):
                 cause = cause.__cause__
             if type(cause).__module__ == "builtins" and isinstance(cause, OSError):  # a full disk, say
                 raise cause from error
-            raise ValueError(f"split '{split}' of data set '{self.name}' cannot be read: {_line(cause)}") from error
+            raise ValueError(f"split '{split}' of data set '{self.name}' cannot be read: {line_of(cause)}") from error
 
     # ---- decoded once
 
@@ -251,68 +248,7 @@ class Hub(Dataset):
         decoding = [self.image, self.label, self.train_split, self.test_split, self.channels, self.size, self.resize]
         key = json.dumps([FORMAT, stats or [self.id, self.config], decoding])
         folder = self.cache_dir / f"{Path(self.name).name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-        if found := self._read(folder):
-            return found
-        import filelock
-
-        lock = filelock.FileLock(f"{folder}.lock")
-        try:
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except (OSError, NotImplementedError) as error:
-            self._uncached(error)
-            return self._decode(files)
-        try:
-            found = self._read(folder)  # another job may have made it while this one waited
-            if not found:
-                found = self._decode(files)
-                try:
-                    self._write(folder, *found)
-                except OSError as error:
-                    self._uncached(error)
-            return found
-        finally:
-            lock.release()
-
-    def _uncached(self, error: Exception) -> None:
-        log.warning("cannot keep decoded '%s' in %s: %s; going on without", self.name, self.cache_dir, error)
-
-    @staticmethod
-    @lru_cache(maxsize=2)  # the runs of a process read the same few sets
-    def _held(folder: Path) -> tuple[Split, Split, dict]:
-        meta = json.loads((folder / "meta.json").read_text())
-        arrays = [torch.from_numpy(np.load(folder / f"{part}.npy")) for part in meta["shapes"]]
-        if [list(array.shape) for array in arrays] != list(meta["shapes"].values()):
-            raise ValueError("sizes differ from those noted")
-        meta["classes"], meta["names"], meta["ids"], meta["fingerprint"], meta["statistics"]  # noqa: B018 all there
-        train_x, train_y, test_x, test_y = arrays
-        return Split(train_x, train_y), Split(test_x, test_y), meta
-
-    def _read(self, folder: Path) -> tuple[Split, Split, dict] | None:
-        if not folder.is_dir():
-            return None
-        try:
-            return self._held(folder)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-            log.warning("the cache entry %s is damaged (%s); making it again", folder, _line(error))
-            return None
-
-    @staticmethod
-    def _write(folder: Path, train: Split, test: Split, meta: dict) -> None:
-        """Under the lock. Readers see the whole entry or none."""
-        arrays = {"train_x": train.x, "train_y": train.y, "test_x": test.x, "test_y": test.y}
-        meta = meta | {"shapes": {part: list(array.shape) for part, array in arrays.items()}}
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
-        try:
-            partial.mkdir()
-            for part, array in arrays.items():
-                np.save(partial / f"{part}.npy", array.numpy())
-            (partial / "meta.json").write_text(json.dumps(meta))
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged entry
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        return kept(folder, f"'{self.name}'", lambda: self._decode(files))
 
     def _decode(self, files: dict[str, list[Path]]) -> tuple[Split, Split, dict]:
         pixels, labels, features = {}, {}, {}
@@ -405,7 +341,3 @@ class Hub(Dataset):
         train, test = self._divide(splits)
         digest = fingerprint(train.y, test.y, *map(sizes, columns.values()), *map(some, columns.values()))
         return train, test, found.meta | {"fingerprint": digest, "statistics": [None, None]}
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

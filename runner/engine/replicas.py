@@ -6,7 +6,6 @@ else is the same code that one run uses, on tensors with one more axis (see `run
 
 import copy
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,71 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from runner.core import checkpoint, distributed, padding
+from runner.core import checkpoint, padding
 from runner.core.batch import Batch, Output
-from runner.core.dropout import Masks
 from runner.core.weights import Weights
 from runner.engine import diagnose
+from runner.engine.packable import refuse
 from runner.engine.stacked import Broken, StackedHooks, StackedLoader, Unpackable
 from runner.engine.trainer import Trainer
-from runner.hook import Hooks
 from runner.loss import Loss
 from runner.risk import Risk, attended
-
-
-def refuse(trainer: Trainer) -> None:
-    """Raise Unpackable for a run that cannot have others beside it, whatever they are."""
-    if distributed.world > 1:
-        raise Unpackable("a run that several processes share")
-    if not trainer.steps:
-        raise Unpackable("nothing is trained")
-    if trainer.precision.scale is not None:
-        raise Unpackable("train.precision=fp16: every run has a loss scale and skipped steps of its own")
-    if trainer.train.compile:
-        raise Unpackable("train.compile=true")
-    if not isinstance(trainer.dataset.train.base, Tensor):
-        raise Unpackable("a data set that is streamed")
-    if not getattr(trainer.optimizer, "elementwise", False):
-        raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that its update is elementwise")
-    if not trainer.sharpness.replicas:
-        raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
-
-
-def tolerance(run: Trainer) -> float:
-    """How far rounding may take the weights apart within a few steps, as a share of the way they went."""
-    if run.precision.dtype == torch.bfloat16:
-        return 0.2
-    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01
-
-
-def twin(run: Trainer, hooks: Hooks) -> Trainer:
-    """A trainer like this one, with these hooks and with weights, buffers and an optimizer's state of its own.
-
-    Of dropout it has the other's masks: to be used for replicas of models without. The optimizer has one flat vector.
-    """
-    model, loss, risk = copy.deepcopy((run.model, run.loss, run.risk))
-    weights = Weights(model, loss, risk)
-    optimizer = copy.copy(run.optimizer)
-    optimizer.state = defaultdict(dict)
-    (group,) = run.optimizer.param_groups
-    optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
-    return Trainer(
-        dataset=run.dataset,
-        loader=run.loader,
-        model=model,
-        loss=loss,
-        risk=risk,
-        weights=weights,
-        optimizer=optimizer,
-        schedule=run.schedule,
-        sharpness=copy.copy(run.sharpness),
-        hooks=Hooks({name: copy.copy(hook) for name, hook in hooks.named.items()}),
-        precision=run.precision,
-        masks=Masks(list(run.masks.seeds)),
-        train=run.train,
-        device=run.device,
-        record=run.record,
-    )
 
 
 class Replicas(Trainer):

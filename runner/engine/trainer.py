@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,14 +14,16 @@ from runner.core.batch import Batch, Output, Pass
 from runner.core.dropout import Draws, Masks
 from runner.core.measure import measures
 from runner.core.precision import Overflow, Precision
+from runner.core.statistics import average, frozen
 from runner.core.weights import Weights
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
-from runner.engine import diagnose
+from runner.engine import diagnose, state
 from runner.engine.closure import Asked, Closure
 from runner.hook import Hooks
 from runner.loss import Loss
 from runner.record.folder import Record, Stopped
+from runner.record.lines import row
 from runner.risk import Risk, attended
 from runner.schedule import Schedule
 from runner.sharpness import Sharpness
@@ -212,18 +213,9 @@ class Trainer:
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
 
-    @contextmanager
     def statistics(self, live: bool):
         """Freeze the running statistics of normalisation layers unless `live`."""
-        if not live:
-            for norm in self.norms:
-                norm.track_running_stats = False
-        try:
-            yield
-        finally:
-            if not live:
-                for norm in self.norms:
-                    norm.track_running_stats = True
+        return frozen([] if live else self.norms)
 
     # ---- the loop
 
@@ -306,7 +298,7 @@ class Trainer:
 
     def show(self) -> None:
         """Tell the user the last epoch's line."""
-        self.tell(_row(self.last, math.ceil(self.steps / self.steps_per_epoch), self.unit))
+        self.tell(row(self.last, math.ceil(self.steps / self.steps_per_epoch), self.unit))
 
     @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float | None]:
@@ -321,7 +313,7 @@ class Trainer:
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """The logits of the model, or of another one, as the hooks present it, on a whole split in its order, in fp32,
         and the targets."""
-        self.average_statistics()
+        average(self.model.buffers())
         with self.hooks.weights(self):
             return self.predict_as_is(split, model)
 
@@ -342,13 +334,6 @@ class Trainer:
             parts = distributed.all_of((logits.cpu(), targets.cpu()))
             logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
         return logits, targets
-
-    def average_statistics(self) -> None:
-        """With several processes, the mean of their running statistics, so that all evaluate and save the same."""
-        if distributed.world > 1:
-            for buffer in self.model.buffers():
-                if buffer.is_floating_point():
-                    distributed.sum_(buffer).div_(distributed.world)
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
         """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""
@@ -388,71 +373,24 @@ class Trainer:
         return self.record.folder
 
     def state_dict(self) -> dict:
-        return {
-            "model": self.model.state_dict(),
-            "loss": self.loss.state_dict(),
-            "risk": self.risk.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "hooks": self.hooks.state_dict(),
-            "scale": self.precision.scale.state_dict() if self.precision.scale else None,
-            "random": distributed.all_of(self.random or checkpoint.random_states()),
-            "count": self.count,
-            "sums": distributed.all_of(self.sums().cpu()),
-            "best": self.best,
-            "seconds": self.seconds,
-            "lines": self.record.lines,
-        }
+        return state.of(self)
 
-    def load_state_dict(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.loss.load_state_dict(state["loss"])
-        self.risk.load_state_dict(state["risk"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.hooks.load_state_dict(state["hooks"])
-        if self.precision.scale and state["scale"]:
-            self.precision.scale.load_state_dict(state["scale"])
-        random = state["random"][distributed.rank % len(state["random"])]
-        if self.random is None:
-            checkpoint.restore_random_states(random)
-        else:
-            self.random = random
-        self.count, self.best, self.seconds = state["count"], state["best"], state["seconds"]
-        if len(state["sums"]) == distributed.world:
-            sums = state["sums"][distributed.rank]
-        else:  # resumed on another number of processes
-            sums = sum(state["sums"]) * (distributed.rank == 0)
-        self.loss_sum.fill_(sums[0].item()), self.correct.fill_(int(sums[1]))
-        self.samples = int(sums[2])
+    def load_state_dict(self, saved: dict) -> None:
+        state.restore(self, saved)
 
     def save(self) -> None:
         """`last.pt`: the whole state, and `shown` where hooks have evaluation see other weights; before it the best
         weights. All processes take part, the first writes."""
         self.look()
         self.tick()
-        self.average_statistics()
+        average(self.model.buffers())
         facts = {"format": checkpoint.FORMAT, "made": self.made}
-        state = facts | self.state_dict()
+        whole = facts | self.state_dict()
         if distributed.rank == 0:
             self.record.sync()  # so that the disk has the lines that the checkpoint knows of
             if self.hooks.evaluations:
-                state["shown"] = self.shown()
+                whole["shown"] = self.shown()
             for name in list(self.unsaved):
                 checkpoint.save(facts | self.unsaved.pop(name), self.folder / f"best_{name}.pt")
-            checkpoint.save(state if self.random is None else checkpoint.compact(state), self.folder / "last.pt")
+            checkpoint.save(whole if self.random is None else checkpoint.compact(whole), self.folder / "last.pt")
         self.saved = time.perf_counter()
-
-
-def _row(line: dict, epochs: int, unit: str) -> str:
-    """An epoch's line for people."""
-    parts = [f"{unit} {line['epoch']:>{len(str(epochs))}}/{epochs}"]
-    parts += [f"loss {line['train_loss']:.4f}"] if line["step"] else []
-    for name in ("train", "val", "test") if line["step"] else ("val", "test"):
-        if f"{name}_accuracy" in line:
-            parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
-    for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
-        if line.get(key) is not None:
-            parts.append(f"{key[5:]} {line[key]:.4f}")
-    if "client_accuracy_worst" in line:
-        parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")
-    parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"] if line["step"] else []
-    return "  ".join(parts)

@@ -1,14 +1,11 @@
 """The clients of a round: trained one after another in the run's own trainer, or side by side as replicas."""
 
 import copy
-import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,20 +13,15 @@ from runner.core import checkpoint, keyed, padding, threads
 from runner.core.batch import Batch
 from runner.core.dropout import Dropout
 from runner.engine.diagnose import NonFinite
+from runner.engine.packable import refuse
 from runner.engine.parts import refusal
-from runner.engine.replicas import Unpackable, refuse, tolerance
+from runner.engine.replicas import Unpackable
 from runner.engine.trainer import Trainer
-from runner.federated.crew import Crew
 from runner.federated.partition import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.record.folder import Stopped
 from runner.risk import Risk
-
-SIZES = (8, 32, 128)  # clients side by side that the probe tries
-WORTH = 1.1  # times the speed of one after another, below which side by side is not worth its risk
-TRIAL = 0.1  # seconds that either way is measured for
-STEPS = 4  # local steps after which both ways must have come to the same weights
 
 
 @dataclass
@@ -151,12 +143,13 @@ class Clients:
         while done < steps:
             epoch, position = divmod(first + done, self.per_epoch[client])
             for batch in self.run.loader.visit(self.order(client, epoch), epoch, position, client):
-                yield self._noisy(batch, [client])
+                yield self.noisy(batch, [client])
                 done += 1
                 if done == steps:
                     return
 
-    def _noisy(self, batch: Batch, clients: list[int]) -> Batch:
+    def noisy(self, batch: Batch, clients: list[int]) -> Batch:
+        """The batch with its clients' feature noise, where the partition has it."""
         if self.levels is None:
             return batch
         level = self.levels[clients].to(batch.x.device)
@@ -254,7 +247,7 @@ class Clients:
 
         return put_back
 
-    # ---- side by side
+    # ---- whether side by side, or on several cores
 
     def apart(self) -> str | None:
         """Why these clients must be trained one after another, or None where they need not be."""
@@ -307,85 +300,6 @@ class Clients:
             parts += [same[len(same) * i // count : len(same) * (i + 1) // count] for i in range(count)]
         return parts
 
-    def together(self, crew: Crew, clients: list[int], round_: int, start: Tensor, buffers, limit=None) -> Updates:
-        """Local training of at most as many clients as the crew has rows; see `alone`. A client whose loss or weights
-        are not finite is left out of the answer: rows do not touch each other."""
-        rows = [*clients, *[clients[-1]] * (len(crew.members) - len(clients))]  # rows too many repeat the last client
-        counts = np.minimum([self.steps[client] for client in rows], limit or self.steps[clients[0]])
-        positions = [(round_ * n, self.rounds * n, m) for n, m in ((self.steps[c], self.per_epoch[c]) for c in rows)]
-        seeds = [keyed.of_client(self.seed_of_one, client) for client in rows]
-        for member, seed in zip(crew.members, seeds, strict=True):
-            member.masks.seeds = [seed]
-        crew.masks.seeds = seeds
-        crew.begin(start, buffers)
-        ends, finals = crew.weights.data.clone(), [buffer.clone() for buffer in crew.rest]
-        rates = np.zeros(len(rows))
-        for step, (batch, real) in enumerate(self._side_by_side(rows, round_, counts.max())):
-            factors = np.array([self.run.schedule(first + step, *rest) for first, *rest in positions])
-            crew.count, crew.steps, crew.steps_per_epoch = positions[0][0] + step, *positions[0][1:]
-            crew.advance(batch, factors, real * (step < counts))
-            rates += factors * (step < counts)
-            if len(done := (counts == step + 1).nonzero()[0]):
-                ends[done] = crew.weights.data[done]
-                for final, buffer in zip(finals, crew.rest, strict=True):
-                    final[done] = buffer[done]
-            if self.run.stop:
-                raise Stopped(self.run.stop)
-        self.run.optimizer.param_groups[0]["lr"] = crew.base_lrs[0] * factors[0].item()  # for the record
-        well = (crew.well & torch.isfinite(ends).all(1))[: len(clients)].nonzero().flatten().tolist()
-        self.run.loss_sum += crew.loss_sum[well].sum()
-        self.run.correct += crew.correct[well].sum()
-        self.run.samples += int(crew.seen[well].sum())
-        sizes = np.array([len(self.rows[client]) for client in rows])
-        numbers = (torch.tensor(value, dtype=torch.float64) for value in (sizes, counts, rates * crew.base_lrs[0]))
-        return Updates(rows, *numbers, ends - start, finals).select(well)
-
-    def _side_by_side(self, rows: list[int], round_: int, steps: int) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Steps as (K, B, ...) batches, and how many samples of each are real: smaller ones repeat their own.
-
-        A client that has done its steps goes on with its last batch; nobody looks at the result.
-        """
-        loader = self.run.loader
-        plans = [self._plan(client, round_, steps) for client in rows]
-        real = np.array([[len(index) for *_, index in plan] for plan in plans])
-        index = torch.zeros(len(rows), steps, real.max(), dtype=torch.int64, device=loader.device)
-        for own, plan in zip(index, plans, strict=True):
-            for row, (*_, samples) in zip(own, plan, strict=True):
-                row[: len(samples)] = samples
-                row[len(samples) :] = samples[0]
-        for step in range(steps):
-            width = real[:, step].max()
-            now = index[:, step, :width]
-            if loader.pixel_augments or loader.batch_augments:
-                batches = [
-                    loader.batch(samples, *at, client)
-                    for client, (*at, samples) in zip(rows, (plan[step] for plan in plans), strict=True)
-                ]
-                fill = torch.arange(width, device=loader.device)
-                batch = Batch.stack([own.select(fill.where(fill < len(own), 0)) for own in batches])
-            else:
-                flat = loader.batch(now.flatten())
-                tensors = {name: value.unflatten(0, now.shape) for name, value in flat.tensors().items()}
-                batch = Batch(**tensors, lead=1)
-            if real[:, step].min() < width:
-                counts = torch.from_numpy(real[:, step]).to(loader.device)
-                batch.mask = torch.arange(width, device=loader.device) < counts.unsqueeze(1)
-            batch.total = 0
-            yield self._noisy(batch, rows), real[:, step]
-
-    def _plan(self, client: int, round_: int, steps: int) -> list[tuple[int, int, Tensor]]:
-        """(epoch, step of it, samples) for the first steps of a round; the last one again where there are fewer."""
-        own, per_epoch, size = self.steps[client], self.per_epoch[client], self.run.loader.batch_size
-        found = []
-        for count in range(round_ * own, round_ * own + min(own, steps)):
-            epoch, position = divmod(count, per_epoch)
-            if not found or position == 0:
-                order = self.order(client, epoch)
-            found.append((epoch, position, order[position * size : (position + 1) * size]))
-        return found + found[-1:] * (steps - len(found))
-
-    # ---- on several cores
-
     def cores(self, clients: int) -> int:
         """Processes that may train so many clients at once: as many as the run may have threads, or one where a client
         leaves more behind than its answer, or where most cores would have none."""
@@ -401,70 +315,3 @@ class Clients:
             or 2 * clients <= limit
         )
         return 1 if alone else min(limit, clients)
-
-    # ---- which of the two
-
-    def probe(self, clients: list[int], round_: int, start: Tensor, buffers, hook, brief) -> tuple[int, str]:
-        """How many clients to train side by side, and one line that says why; nothing is changed.
-
-        Two of them are trained both ways for a few steps, which must come to the same weights; then the time of a step
-        of one client is measured for either way, as the processor's on a CPU: other work does not count.
-        """
-        if why := self.apart():
-            return 1, f"one after another: {why}"
-        run = self.run
-        kept = run.loss_sum.clone(), run.correct.clone(), run.samples, checkpoint.random_states()
-        clock = time.process_time if run.device.type == "cpu" else time.perf_counter
-
-        def alone(client: int, limit: int) -> Updates:
-            brief(hook, [client])
-            return self.alone(client, round_, start, buffers, limit)
-
-        def crew_of(chunk: list[int], size: int) -> Crew:
-            crew = Crew(self, size)
-            brief(crew.hooks.named.get("client"), [*chunk, *[chunk[-1]] * (size - len(chunk))])
-            return crew
-
-        def pace(train: Callable[[], Updates]) -> float:
-            """Local steps per second: the median after a first measurement, of one where they are long."""
-            found = []
-            while len(found) < (3 if sum(t for t, _ in found) < 1 else 2) or (
-                sum(t for t, _ in found) < TRIAL and len(found) < 20
-            ):
-                begun = clock()
-                steps = float(train().steps.sum())
-                if run.device.type == "cuda":
-                    torch.cuda.synchronize(run.device)
-                found.append((clock() - begun, steps))
-            return statistics.median(steps / max(taken, 1e-9) for taken, steps in found[1:])
-
-        try:
-            ends = sorted(clients, key=lambda client: self.per_epoch[client])
-            pair = self.chunks([ends[0], ends[-1]], 2)[0] if len(ends) > 1 else []
-            if len(pair) < 2:
-                return 1, "one after another: fewer than two clients that could go together"
-            one = [alone(client, STEPS) for client in pair]
-            both = self.together(crew_of(pair, 2), pair, round_, start, buffers, STEPS)
-            for k, own in enumerate(one):
-                moved, off = own.delta[0].double().norm(), (both.delta[k] - own.delta[0]).double().norm()
-                if not off <= tolerance(run) * moved:
-                    return 1, f"one after another: side by side the weights differ by {(off / moved).item():.1%}"
-            middle, limit = ends[len(ends) // 2], 10
-            single, best, chosen = pace(lambda: alone(middle, limit)), WORTH, 1
-            for size in (size for size in SIZES if size <= 2 * len(clients)):
-                chunk = self.chunks(clients, size)[0]
-                crew = crew_of(chunk, len(chunk))
-                gain = pace(lambda c=crew, p=chunk: self.together(c, p, round_, start, buffers, limit)) / single
-                if gain <= best:
-                    break  # larger ones are slower still
-                best, chosen = gain, size
-            if chosen == 1:
-                return 1, "one after another: no faster side by side"
-            return chosen, f"up to {chosen} side by side, {best:.1f} times as fast as one after another"
-        except (NonFinite, Unpackable, RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-            said = (str(error).splitlines() or [""])[0]
-            return 1, f"one after another: {type(error).__name__}: {said:.150}"
-        finally:
-            run.loss_sum.copy_(kept[0]), run.correct.copy_(kept[1])
-            run.samples = kept[2]
-            checkpoint.restore_random_states(kept[3])

@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import signal
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import Any
 
 import torch
 
-from runner.record.folder import Died
+from runner.engine.trainer import Trainer
+from runner.record.folder import Died, Stopped
 
+FORK = 0.3  # seconds of one core's work from which on processes for it pay
 LOOK = 0.5  # seconds between two looks at whether to stop
 TRIES = 2  # of a task whose process was killed
 ALONE = "OMP_NUM_THREADS=1 trains all in this one"
@@ -29,6 +32,46 @@ def one_thread(wanted: bool):
     finally:
         if wanted and threads > 1:
             torch.set_num_threads(threads)
+
+
+class Cores:
+    """The work of rounds, here or by processes on several cores where that pays: the first piece shows how long it
+    takes."""
+
+    def __init__(self):
+        self.count = 1  # for the clients of the present round
+        self.pace: float | None = None  # seconds of a local step, as last measured in this process
+
+    def each(self, run: Trainer, work: Callable, chunks: list[list[int]], steps: list[int]) -> Iterator:
+        """work(chunk) of every chunk of clients. steps : of every client in a round."""
+
+        def total(chunks: list[list[int]]) -> int:
+            return sum(steps[client] for chunk in chunks for client in chunk)
+
+        def apart(chunk: list[int]) -> tuple:
+            run.loss_sum.zero_(), run.correct.zero_()
+            run.samples = 0
+            done = work(chunk)
+            return done, (run.loss_sum, run.correct, run.samples, run.optimizer.param_groups[0]["lr"])
+
+        def look() -> None:
+            if run.stop:
+                raise Stopped(run.stop)
+
+        for i, chunk in enumerate(chunks):
+            if self.count > 1 and self.pace is not None and self.pace * total(chunks[i:]) > FORK:
+                several = spread(apart, chunks[i:], min(self.count, len(chunks) - i), look, run.tell)
+                for done, (loss_sum, correct, samples, lr) in several:
+                    run.loss_sum += loss_sum
+                    run.correct += correct
+                    run.samples += samples
+                    run.optimizer.param_groups[0]["lr"] = lr
+                    yield done
+                return
+            begun = time.perf_counter()
+            done = work(chunk)
+            self.pace = (time.perf_counter() - begun) / total([chunk])
+            yield done
 
 
 def spread(

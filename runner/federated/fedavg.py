@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -13,19 +13,19 @@ from torch import Tensor
 from runner.core import distributed, keyed
 from runner.core.reach import Clock
 from runner.core.schema import Count, Natural, NonNegative, OpenFraction, Positive, Range, When
-from runner.dataset import Split
 from runner.engine.diagnose import REMEDIES, NonFinite
 from runner.engine.replicas import Unpackable
 from runner.engine.trainer import Trainer
 from runner.federated import Federated
-from runner.federated.clients import Clients, Crew, Updates
-from runner.federated.cores import one_thread, spread
-from runner.federated.partition import Kind, Partition, levels, make
+from runner.federated.clients import Clients, Updates
+from runner.federated.cores import Cores, one_thread
+from runner.federated.crew import Crew
+from runner.federated.held import deal
+from runner.federated.partition import Kind, levels, make
+from runner.federated.probe import probe
 from runner.hook import Hook
 from runner.record.files import write_json
 from runner.record.folder import Stopped
-
-FORK = 0.3  # seconds of one core's work from which on processes for it pay
 
 
 class FedAvg(Federated):
@@ -97,8 +97,7 @@ class FedAvg(Federated):
         self.weighting, self.client_dropout, self.seed = weighting, client_dropout, seed
         self.size: int | None = None if chunk == "auto" else chunk
         self.crew: Crew | None = None
-        self.cores = 1  # on which the clients of the present round are trained
-        self.pace: float | None = None  # seconds of a local step, as last measured in this process
+        self.cores = Cores()
         (self.weights,) = server.param_groups[0]["params"]  # (P,) the global model
         self.answered: list[int] = []  # clients of the round in progress whose answer is in, or will never be
         self.refused: list[int] = []
@@ -225,8 +224,8 @@ class FedAvg(Federated):
         if not self.answered:
             self.begin_round()
         present = [client for client in chosen if client not in lost]
-        self.cores = self.clients.cores(len(chosen))
-        with one_thread(self.cores > 1):  # here too: threads that wait for work take the cores from the processes
+        self.cores.count = self.clients.cores(len(chosen))
+        with one_thread(self.cores.count > 1):  # here too: threads that wait for work take the cores from the processes
             self._train(trainer, present, round_)
         answers = len(chosen) - len(lost) - len(self.refused)
         report = {"clients": answers, "refused": len(self.refused)}
@@ -258,7 +257,8 @@ class FedAvg(Federated):
         if present and self.crew is None and self.size != 1:
             if self.size is None:
                 own = trainer.hooks.named["client"]
-                self.size, line = self.clients.probe(present, round_, self.weights.data, self.buffers, own, self.brief)
+                start = self.weights.data
+                self.size, line = probe(self.clients, present, round_, start, self.buffers, own, self.brief)
                 trainer.tell(f"clients {line}")
             elif why := self.clients.apart():
                 self.size = 1
@@ -289,7 +289,7 @@ class FedAvg(Federated):
         if not clients:
             return
         most = len(self.plan[round_][0])  # the same in every round, whoever is missing
-        size = min(self.size, -(-most // self.cores))
+        size = min(self.size, -(-most // self.cores.count))
         if size > 1 and self.crew is None:
             try:
                 self.crew = Crew(self.clients, -(-most // -(-most // size)))
@@ -306,52 +306,19 @@ class FedAvg(Federated):
             """The chunk's updates, and why there are none."""
             if size > 1:
                 self.brief(self.crew.hooks.named["client"], [*chunk, *[chunk[-1]] * (rows - len(chunk))])
-                return self.clients.together(self.crew, chunk, round_, start, self.buffers), ""
+                return self.crew.answers(chunk, round_, start, self.buffers), ""
             self.brief(hook, chunk)
             try:
                 return self.clients.alone(chunk[0], round_, start, self.buffers), ""
             except NonFinite as error:
                 return None, str(error)
 
-        for chunk, (updates, why) in zip(left, self._done(trainer, work, left), strict=True):
+        for chunk, (updates, why) in zip(left, self.cores.each(trainer, work, left, self.clients.steps), strict=True):
             for client in chunk:
                 if updates is None or client not in updates.clients:
                     why = why or "its loss or weights are not finite"
                     trainer.tell(f"round {round_ + 1}: client {client} is refused: {why}")
             yield updates, chunk
-
-    def _done(self, trainer: Trainer, work: Callable, chunks: list[list[int]]) -> Iterator:
-        """work(chunk) of every chunk: here, or on several cores where that pays; the first shows how long they take."""
-
-        def steps(chunks: list[list[int]]) -> int:
-            return sum(self.clients.steps[client] for chunk in chunks for client in chunk)
-
-        def apart(chunk: list[int]) -> tuple:
-            trainer.loss_sum.zero_(), trainer.correct.zero_()
-            trainer.samples = 0
-            done = work(chunk)
-            lr = trainer.optimizer.param_groups[0]["lr"]
-            return done, (trainer.loss_sum, trainer.correct, trainer.samples, lr)
-
-        def look() -> None:
-            if trainer.stop:
-                raise Stopped(trainer.stop)
-
-        for i, chunk in enumerate(chunks):
-            if self.cores > 1 and self.pace is not None and self.pace * steps(chunks[i:]) > FORK:
-                for done, (loss_sum, correct, samples, lr) in spread(
-                    apart, chunks[i:], min(self.cores, len(chunks) - i), look, trainer.tell
-                ):
-                    trainer.loss_sum += loss_sum
-                    trainer.correct += correct
-                    trainer.samples += samples
-                    trainer.optimizer.param_groups[0]["lr"] = lr
-                    yield done
-                return
-            begun = time.perf_counter()
-            done = work(chunk)
-            self.pace = (time.perf_counter() - begun) / steps([chunk])
-            yield done
 
     def _serve(self, trainer: Trainer) -> dict:
         """The server's step. Returns what is recorded of the updates."""
@@ -421,24 +388,3 @@ def _where(own: Tensor | list, value: Tensor | list) -> Tensor | list:
     if isinstance(own, list):
         return [_where(a, b) for a, b in zip(own, value, strict=True)]
     return value.to(own.device)
-
-
-def deal(partition: Partition, train: Split, val: Split) -> np.ndarray:
-    """(M,) the client of every validation sample: those of a class (and domain) are dealt, in the order of the split,
-    in proportion to the clients' own training samples of it. Samples of a class that no client has get -1."""
-
-    classes = 1 + max(int(split.y.max()) for split in (train, val))
-
-    def kinds(split: Split) -> np.ndarray:
-        return split.y.numpy() if split.domain is None else split.y.numpy() + classes * split.domain.numpy()
-
-    of_train, of_val = kinds(train), kinds(val)
-    owner = np.full(len(of_val), -1)
-    for kind in np.unique(of_val):
-        where = np.flatnonzero(of_val == kind)
-        owners = partition.owner[of_train == kind]
-        counts = np.bincount(owners[owners >= 0], minlength=partition.clients)
-        if counts.sum():
-            borders = np.round(np.cumsum(counts) / counts.sum() * len(where)).astype(int)
-            owner[where] = np.searchsorted(borders, np.arange(len(where)), side="right")
-    return owner

@@ -9,9 +9,9 @@ from runner.sweep import table
 from runner.sweep.cells import done
 from runner.sweep.paper import Printed
 from runner.sweep.report import Block, Panel, Report
+from runner.sweep.rows import Row, against, compare, comparison, count, exact, ours, shown, with_interval
 from runner.sweep.runs import OTHER, measure
 from runner.sweep.statistics import estimate, welch
-from runner.sweep.table import Row, exact, shown
 
 if TYPE_CHECKING:
     from runner.sweep.experiment import Plan
@@ -112,7 +112,7 @@ class Comparison(Report):
                 continue
             for entry in rows:
                 entry.base = self.entries[made.baseline, column]
-            table.compare(rows)
+            compare(rows)
 
     @property
     def header(self) -> str:
@@ -153,13 +153,13 @@ class Comparison(Report):
         lines = [["row", "measure", "paper", self.ours, "n", "ours - paper", "inside", "Welch"]]
         for entry in self.entries.values():
             paper = entry.printed.text(entry.percent) if entry.printed else "-"
-            own = table.with_interval(entry.estimate, entry.percent)
-            lines.append([*self.where(entry), paper, own, table.count(entry), *entry.judged()])
+            own = with_interval(entry.estimate, entry.percent)
+            lines.append([*self.where(entry), paper, own, count(entry), *entry.judged()])
         found = [Block(2, lines)]
         if self.experiment.baseline and len(self.experiment.rows) > 1:
             lines = [["row", "measure", f"minus {self.experiment.baseline}", "pairs", "p", "p (Holm)"]]
             rows = [entry for entry in self.entries.values() if entry.base is not entry]
-            found.append(Block(2, lines + [[*self.where(entry), *table.comparison(entry)] for entry in rows]))
+            found.append(Block(2, lines + [[*self.where(entry), *comparison(entry)] for entry in rows]))
         return found
 
     def wide(self) -> list[Block]:
@@ -169,14 +169,14 @@ class Comparison(Report):
         first = next(iter(by_row.values()))
         lines = [["row", *(self.where(entry)[1] + marked for entry in first), "n"]]
         for row, entries in by_row.items():
-            counts = ", ".join(dict.fromkeys(map(table.count, entries)))
-            lines.append([row, *(table.with_interval(entry.estimate, entry.percent) for entry in entries), counts])
+            counts = ", ".join(dict.fromkeys(map(count, entries)))
+            lines.append([row, *(with_interval(entry.estimate, entry.percent) for entry in entries), counts])
         found = [Block(1, lines)]
         if made.baseline and len(by_row) > 1:
             heads = ((f"{self.where(entry)[1]} minus {made.baseline}", "p (Holm)") for entry in first)
             lines = [["row", *(head for pair in heads for head in pair), "pairs"]]
             for row in (row for row in by_row if row != made.baseline):
-                compared = [table.comparison(entry) for entry in by_row[row]]
+                compared = [comparison(entry) for entry in by_row[row]]
                 pairs = ", ".join(dict.fromkeys(pairs for _, pairs, *_ in compared))
                 lines.append([row, *(cell for gap, *_, holm in compared for cell in (gap, holm)), pairs])
             found.append(Block(1, lines))
@@ -222,11 +222,11 @@ class Comparison(Report):
                 "paper_kind": printed.kind or "",
                 "paper_n": printed.n or "",
             }
-            record |= table.ours(entry)
+            record |= ours(entry)
             record |= {"difference": exact(entry.gap), "welch_ci95_half_width": exact(entry.margin)}
             record |= {"paper_inside": given(entry.inside), "welch_holds_0": given(entry.agrees)}
             if self.experiment.baseline:
-                record |= {"baseline": self.experiment.baseline, **table.against(entry)}
+                record |= {"baseline": self.experiment.baseline, **against(entry)}
             found.append(record | {"missing": "; ".join(entry.missing)})
         return found
 

@@ -13,7 +13,7 @@ from runner.sweep.outcome import Outcome
 from runner.sweep.preflight import said
 
 if TYPE_CHECKING:
-    from runner.sweep.pool import _Worker
+    from runner.sweep.process import Worker
 
 
 class Display:
@@ -82,7 +82,7 @@ class Display:
         if self.bar is not None:
             self.bar.update()
 
-    def show(self, workers: "list[_Worker]") -> None:
+    def show(self, workers: "list[Worker]") -> None:
         if self.bar is None:
             return
         counts = {name: sum(status == name for status in self.outcome.values()) for name in ("done", "failed")}

@@ -140,13 +140,13 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
 
 def pooled(cells: list[Cell], settings: Sweep, place: Path) -> dict[Path, str]:
     """`runner.sweep.pool.run`, with the server of its workers begun and ended."""
-    from runner.sweep import pool
+    from runner.sweep import pool, process
 
-    pool.warm()
+    process.warm()
     try:
         return pool.run(cells, settings, place)
     finally:
-        pool.cool()
+        process.cool()
 
 
 def words_of(argv: list[str]) -> tuple[str, list[str], list[str]]:

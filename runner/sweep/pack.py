@@ -14,7 +14,8 @@ import torch
 
 from runner.core import checkpoint
 from runner.engine.diagnose import NonFinite
-from runner.engine.replicas import Broken, Replicas, Unpackable, refuse, tolerance
+from runner.engine.packable import refuse, tolerance
+from runner.engine.replicas import Broken, Replicas, Unpackable
 from runner.engine.run import Interrupted, Job, run, signals
 from runner.engine.trainer import Trainer
 from runner.record.folder import InUse, Stopped

@@ -10,8 +10,8 @@ from runner.command.build import check
 from runner.core.mistake import ConfigError, suggest
 from runner.core.schema import Count, Natural, NonNegative
 from runner.sweep.cells import key_of
+from runner.sweep.rows import shown
 from runner.sweep.statistics import quantile
-from runner.sweep.table import shown
 
 
 @dataclass

@@ -11,7 +11,6 @@ workers never see them. The command tells those that are in a run with SIGTERM, 
 """
 
 import contextlib
-import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -21,7 +20,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from runner.command.config import Sweep
@@ -33,12 +31,9 @@ from runner.sweep.elsewhere import Elsewhere
 from runner.sweep.outcome import Outcome
 from runner.sweep.places import cores, leases, threads, visible
 from runner.sweep.preflight import Preflight
-from runner.sweep.worker import serve
+from runner.sweep.process import STOPPING, Worker, warm
+from runner.sweep.tasks import Task, tasks
 
-# What every run needs; torch's optimizers import its compiler
-PRELOAD = ["torch", "torch._dynamo", "runner.engine.run", "runner.sweep.worker", "runner.sweep.pack"]
-PRELOAD += ["matplotlib.figure", "matplotlib.backends.backend_agg"]
-STOPPING = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if hasattr(signal, "SIGHUP") else set())
 GRACE = 10.0  # seconds that a worker has for ending when it has nothing more to do
 
 
@@ -62,119 +57,6 @@ def run(cells: list[Cell], settings: Sweep, place: Path) -> Outcome:
     return outcome
 
 
-# ---- how many workers, and where
-
-
-@dataclass
-class Task:
-    """What a worker is given at once: one run, or a pack of runs out of a group that could be packed together."""
-
-    cells: list[Cell]
-    group: int | None = None
-
-
-def tasks(todo: list[Cell], kinds: list[list[Cell]], settings: Sweep, workers: int) -> list[Task]:
-    """The largest first. A kind, as of `pack.groups`, makes at least as many packs as there are workers."""
-    if settings.pack == "off":
-        return [Task([cell]) for cell in todo]
-    found = []
-    for number, group in enumerate(kinds):
-        size = math.ceil(len(group) / workers) if settings.pack == "auto" else settings.pack
-        for start in range(0, len(group), size):
-            part = group[start : start + size]
-            found.append(Task(part, number if len(part) > 1 else None))
-    return sorted(found, key=lambda task: len(task.cells), reverse=True)
-
-
-# ---- starting processes
-
-
-def _context():
-    """Forked from a clean server on Linux; elsewhere system libraries do not survive a fork."""
-    method = "forkserver" if sys.platform == "linux" else "spawn"
-    return multiprocessing.get_context(method)
-
-
-@contextlib.contextmanager
-def _unsignalled() -> Iterator[None]:
-    """A process started in here does not see Ctrl-C, nor SIGTERM until it is ready for it."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def warm() -> None:
-    """Start the server that workers are forked from. It imports while the caller goes on with something else."""
-    if _context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver, resource_tracker
-
-        resource_tracker.ensure_running()  # of its own it would lift the block of signals before the server starts
-        forkserver.set_forkserver_preload(PRELOAD)
-        with _unsignalled():
-            forkserver.ensure_running()
-
-
-def cool() -> None:
-    """End the server, which else would finish its imports first, and whoever reads our output would wait for it."""
-    from multiprocessing import forkserver
-
-    server = forkserver._forkserver
-    if pid := getattr(server, "_forkserver_pid", None):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-            server._stop()
-
-
-# ---- the side of the command
-
-
-class _Worker:
-    """One process, as the command sees it."""
-
-    def __init__(self, number: int, lease: str | None, place: Path, environment: dict[str, str], threads: int):
-        self.number, self.lease = number, lease
-        self.log = place / f"worker-{number + 1}.log"
-        self.task = Task([])
-        self.open: dict[int, Cell] = {}  # the cells of its task that have not ended
-        self.apart = ""  # why its task cannot be a pack
-        self.dismissed: float | None = None  # since when
-        self.pipe, theirs = multiprocessing.Pipe()
-        if lease is not None:
-            environment = environment | {"CUDA_VISIBLE_DEVICES": lease}
-        arguments = (theirs, self.log, environment, threads)
-        self.process = _context().Process(target=serve, args=arguments, name=f"runner-worker-{number + 1}")
-        with _unsignalled():
-            self.process.start()
-        theirs.close()
-
-    def give(self, task: Task, pack: str | int) -> None:
-        self.task, self.apart = task, ""
-        self.open = dict(enumerate(task.cells))
-        self._send((task.cells, None if task.group is None else pack))
-
-    def ask(self, what, how: str) -> None:
-        """For an answer that is no run."""
-        self.task, self.open = Task([]), {}
-        self._send((what, how))
-
-    def dismiss(self) -> None:
-        self.task, self.open, self.dismissed = Task([]), {}, time.monotonic()
-        self._send(None)
-
-    def _send(self, message) -> None:
-        with contextlib.suppress(OSError):  # it is dead: its sentinel says so
-            self.pipe.send(message)
-
-    def tell(self, number: int) -> None:
-        with contextlib.suppress(OSError):
-            os.kill(self.process.pid, number)
-
-
 class _Pool:
     def __init__(self, cells: list[Cell], settings: Sweep, place: Path, outcome: Outcome):
         self.settings, self.place, self.outcome = settings, place, outcome
@@ -193,7 +75,7 @@ class _Pool:
         if any(cell.config["train"]["deterministic"] for cell in todo):
             # CUDA's libraries read it once in a process, perhaps for an earlier run of this sweep
             self.environment["CUBLAS_WORKSPACE_CONFIG"] = os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        self.workers: list[_Worker] = []
+        self.workers: list[Worker] = []
         self.deaths: dict[Path, int] = {}
         self.said: set = set()
         self.signal, self.at_once, self.halted = "", False, False
@@ -218,10 +100,10 @@ class _Pool:
             what = f"{count} of {len(self.outcome)} runs are done; the same command goes on from here"
             speak(f"{how}: {what}", sys.stderr)
 
-    def begin(self) -> _Worker:
+    def begin(self) -> Worker:
         """One more worker, in a free place."""
         number, lease = self.free.popleft()
-        self.workers.append(_Worker(number, lease, self.place, self.environment, self.threads))
+        self.workers.append(Worker(number, lease, self.place, self.environment, self.threads))
         return self.workers[-1]
 
     def cannot(self, kind: list[Cell], why: str) -> None:
@@ -259,7 +141,7 @@ class _Pool:
                 self.say_once("stop", "stopping: no run is in progress")
             self.display.show(self.workers)
 
-    def _next(self, worker: _Worker) -> None:
+    def _next(self, worker: Worker) -> None:
         """Give a worker its next task, or its leave. What another process has done meanwhile is done."""
         while self.queue and not self.halted:
             task = self.queue.popleft()
@@ -277,7 +159,7 @@ class _Pool:
                 self._close(cell, "done")
             self.queue.extend(Task([cell]) for cell in given_up)
 
-    def _hear(self, worker: _Worker) -> None:
+    def _hear(self, worker: Worker) -> None:
         """Everything that a worker has said; then its death, where it is dead."""
         dead = bool(multiprocessing.connection.wait([worker.process.sentinel], timeout=0))
         try:
@@ -288,7 +170,7 @@ class _Pool:
         if dead:
             self._dead(worker)
 
-    def _message(self, worker: _Worker, kind: str, *content) -> None:
+    def _message(self, worker: Worker, kind: str, *content) -> None:
         if kind == "say":
             self.say_once(content[0], content[0])
         elif kind == "apart":
@@ -307,7 +189,7 @@ class _Pool:
             self.said.add(what)
             self.display.print(line)
 
-    def _ended(self, worker: _Worker, number: int, status: str, line: str = "") -> None:
+    def _ended(self, worker: Worker, number: int, status: str, line: str = "") -> None:
         cell = worker.open.pop(number, None)
         if cell is not None and status == "elsewhere":
             self.elsewhere.add(cell)
@@ -328,7 +210,7 @@ class _Pool:
             self.halted = True
             self.say_once("halt", "sweep.on_error=stop: no further run starts")
 
-    def _idle(self, worker: _Worker) -> None:
+    def _idle(self, worker: Worker) -> None:
         """A task is over. The runs of a pack that could not be one are queued alone, with the rest of its group."""
         for number, cell in list(worker.open.items()):
             if done(cell):
@@ -346,7 +228,7 @@ class _Pool:
                 self.say_once(worker.apart, f"not packed, {len(singles)} runs go one by one: {worker.apart}")
         self._next(worker)
 
-    def _dead(self, worker: _Worker) -> None:
+    def _dead(self, worker: Worker) -> None:
         """Its unfinished runs start once more, alone; what dies twice has failed."""
         self.workers.remove(worker)
         self.free.append((worker.number, worker.lease))
@@ -432,6 +314,3 @@ def _note_death(cell: Cell, how: str, log: Path) -> None:
             "traceback": "",
         }
         write_json(cell.folder / "failed.json", content)
-
-
-# ---- the side of a worker

@@ -13,7 +13,8 @@ from runner.core.mistake import ConfigError
 from runner.sweep.cells import Cell, counted
 
 if TYPE_CHECKING:
-    from runner.sweep.pool import _Pool, _Worker
+    from runner.sweep.pool import _Pool
+    from runner.sweep.process import Worker
 
 CHECK = "check"  # what a worker is given in place of the size of a pack
 
@@ -44,7 +45,7 @@ class Preflight:
     def run(self) -> None:
         """Raises nothing: what cannot run is marked failed, and no more of its kind is tried."""
         host, left = self.host, deque(enumerate(self.kinds))
-        busy: dict[int, _Worker] = {}
+        busy: dict[int, Worker] = {}
         while (left or busy) and not host.signal:
             while left and host.free:
                 worker = host.begin()
@@ -63,14 +64,14 @@ class Preflight:
             worker.tell(signal.SIGKILL)
         self._conclude()
 
-    def _give(self, worker: "_Worker", left: deque) -> bool:
+    def _give(self, worker: "Worker", left: deque) -> bool:
         if not left:
             return False
         number, kind = left.popleft()
         worker.ask((number, kind[0]), CHECK)
         return True
 
-    def _hear(self, worker: "_Worker") -> bool | None:
+    def _hear(self, worker: "Worker") -> bool | None:
         """True: it has answered. False: it is dead, which is left to the pool, and its kind to the run itself."""
         try:
             while worker.pipe.poll():

@@ -7,73 +7,25 @@ What is missing is said, never left out.
 """
 
 import argparse
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from runner.core.mistake import suggest
 from runner.core.output import unbreakable
 from runner.record.curves import FORMATS
-from runner.record.files import sessions
 from runner.sweep.alike import default_metric, notices, refuse_unlike
-from runner.sweep.cells import counted, key_of
+from runner.sweep.missing import command, own_folders, remaining
 from runner.sweep.progress import counting
 from runner.sweep.report import Block, Panel, Report, draw, save
+from runner.sweep.rows import Row, against, choose_base, compare, comparison, count, order, ours, shown, with_interval
 from runner.sweep.runs import ABSENT, RULES, group, measure, read, runs_under, token, uneven, varying
-from runner.sweep.statistics import Estimate, estimate, holm, paired
 
-SHOWN = 20  # commands for missing runs
 INTERVAL = "mean ± half width of its 95 % confidence interval (Student t over the n seeds)"
 PAIRED = (
     "paired by seed, mean ± half width of the 95 % interval (Student t); p of the paired t test, then with Holm's "
     "correction over"
 )
-
-
-@dataclass
-class Row:
-    """The runs that differ in their seed alone (or in what the table does not tell apart)."""
-
-    metric: str
-    keys: dict[str, Any]
-    values: list[float] = field(default_factory=list)
-    seeds: list = field(default_factory=list)  # those of `values`
-    missing: list[str] = field(default_factory=list)  # one line for each run without a value
-    base: "Row | None" = None  # what it is compared with
-    difference: Estimate | None = None  # to `base`, paired by seed
-    holm: float | None = None  # the corrected p of `difference`
-
-    @property
-    def percent(self) -> bool:
-        return self.metric.endswith(("accuracy", "exact", "ece", "map"))
-
-    @property
-    def scale(self) -> int:
-        """From a value to what is shown."""
-        return 100 if self.percent else 1
-
-    @property
-    def estimate(self) -> Estimate | None:
-        return estimate(self.values)
-
-    @property
-    def mean(self) -> float | None:
-        return self.estimate and self.estimate.mean
-
-    @property
-    def half_width(self) -> float | None:
-        """Half of the 95 % interval of the mean, t(0.975, n - 1) * s / sqrt(n); None below two values."""
-        return self.estimate and self.estimate.half
-
-    @property
-    def scaled(self) -> list[float]:
-        return [self.scale * value for value in self.values]
-
-    @property
-    def by_seed(self) -> dict:
-        return dict(zip(map(token, self.seeds), self.values, strict=True))
 
 
 @dataclass
@@ -143,112 +95,6 @@ class Table(Report):
     def panels(self) -> list[Panel]:
         rows = [(self.name(row) or self.metric, row.scaled, None) for row in self.rows]
         return [Panel(self.column(), rows, percent=self.percent)]
-
-
-def with_interval(found: Estimate | None, percent: bool) -> str:
-    """For values in units of 1."""
-    if found is None:
-        return "missing"
-    mean = f"{100 * found.mean:.2f}" if percent else f"{found.mean:.4g}"
-    if found.half is None:
-        return f"{mean} (n=1)"
-    return f"{mean} ± " + (f"{100 * found.half:.2f}" if percent else f"{found.half:.2g}")
-
-
-def count(row: Row) -> str:
-    """`5`, or `3/5` where two are missing."""
-    n, runs = len(row.values), len(row.values) + len(row.missing)
-    return str(n) if n == runs else f"{n}/{runs}"
-
-
-def comparison(row: Row) -> list[str]:
-    """Difference to the baseline, pairs, p, p after Holm's correction: what cannot be said says why."""
-    found = row.difference
-    if found is None:
-        return ["no seed in both" if row.base else "no one row to compare with", "0", "-", "-"]
-    signed = ("" if found.mean < 0 else "+") + with_interval(found, row.percent)
-    if found.p is None:
-        return [signed, str(found.n), *(["n < 2"] if found.n < 2 else ["all equal"]) * 2]
-    return [signed, str(found.n), f"{found.p:.2g}", f"{row.holm:.2g}"]
-
-
-def compare(rows: list[Row]) -> None:
-    """Fill in the paired differences of rows whose `base` is set, with Holm's correction over them."""
-    rows = [row for row in rows if row.base is not None and row.base is not row]
-    for row in rows:
-        row.difference = paired(row.by_seed, row.base.by_seed)
-    for row, p in zip(rows, holm([row.difference and row.difference.p for row in rows]), strict=True):
-        row.holm = p
-
-
-def ours(row: Row) -> dict:
-    """Of a CSV record."""
-    found = row.estimate
-    return {
-        "mean": exact(found and found.mean, row.scale),
-        "ci95_half_width": exact(found and found.half, row.scale),
-        "n": len(row.values),
-        "runs": len(row.values) + len(row.missing),
-        "seeds": " ".join(map(shown, row.seeds)),
-    }
-
-
-def against(row: Row) -> dict:
-    """Of a CSV record."""
-    found = row.difference
-    return {
-        "pairs": found.n if found else "",
-        "paired_difference": exact(found and found.mean, row.scale),
-        "paired_ci95_half_width": exact(found and found.half, row.scale),
-        "p": exact(found and found.p),
-        "p_holm": exact(row.holm),
-    }
-
-
-def exact(value: float | None, scale: float = 1) -> str:
-    return "" if value is None else repr(scale * value)
-
-
-def shown(value: Any) -> str:
-    if value is ABSENT:
-        return "-"
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.12g}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(shown, value)) + "]"
-    return str(value)
-
-
-def command(overrides: list[str], seed: Any, own: list[str] | tuple[str, ...] = ()) -> str:
-    """What one would type to get the run with these overrides and this seed. own : words for the user's options."""
-    words = [word for word in overrides if key_of(word) != "seed"]
-    return shlex.join(["python", "-m", "runner", *own, *words, f"seed={shown(seed)}"])
-
-
-def own_folders(folder: Path) -> list[str]:
-    """The `--config-dir DIR` of the command that last worked on the run; none where that is not known."""
-    words = (sessions(folder) or [{}])[-1].get("argv")
-    words = [str(word) for word in words] if isinstance(words, list) else []
-    found = []
-    for i, word in enumerate(words):
-        if word in ("--config-dir", "-cd"):
-            found += ["--config-dir", *words[i + 1 : i + 2]]
-        elif word.startswith(("--config-dir=", "-cd=")):
-            found += ["--config-dir", word.partition("=")[2]]
-    return found
-
-
-def order(value: Any) -> tuple:
-    """Absent first, then numbers by size, then words."""
-    if value is ABSENT or value is None:
-        return 0, 0, ""
-    if isinstance(value, int | float):
-        return 1, value, ""
-    return 2, 0, shown(value)
 
 
 def table(
@@ -363,33 +209,6 @@ def check_metric(metric: str, known: set[str]) -> None:
         raise ValueError(f"no metric '{metric}' in these runs.{suggest(metric, known)} There are: {listed}")
 
 
-def choose_base(rows: list[Row], by: list[str], wanted: str) -> None:
-    """Set the row that each row is compared with. Raises ValueError where no row fits what is wanted."""
-    fit = rows
-    for word in wanted.split():
-        key, _, value = word.partition("=")
-        if key not in by:
-            raise ValueError(f"--baseline {word}: the rows have no key '{key}'.{suggest(key, by)} {has(by)}")
-        values = [shown(row.keys[key]) for row in fit]
-        fit = [row for row, there in zip(fit, values, strict=True) if there == value]
-        if not fit:
-            raise ValueError(f"--baseline {word}: no such row.{suggest(value, values)} {has(dict.fromkeys(values))}")
-    others = [key for key in by if key not in [key_of(word) for word in wanted.split()]]
-    for row in rows:
-        # a key that one of the two has not belongs to an option that the other has not chosen
-        own = [base for base in fit if all(agree(row.keys[key], base.keys[key]) for key in others)]
-        chosen = fit if len(fit) == 1 else own
-        row.base = row if row in fit else chosen[0] if len(chosen) == 1 else None
-
-
-def agree(a: Any, b: Any) -> bool:
-    return a is ABSENT or b is ABSENT or token(a) == token(b)
-
-
-def has(names: Iterable[str]) -> str:
-    return f"There are: {', '.join(names)}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m runner.sweep.table",
@@ -415,15 +234,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nsaved as {given.folder / 'table'}.md, .tex, .csv, .{given.format}\n{remaining(made.rest)}", end="")
     except (ValueError, OSError) as error:
         parser.error(str(error))
-
-
-def remaining(commands: list[str]) -> str:
-    """The commands for what is missing, one a line, under a line that says so; empty where nothing is."""
-    if not commands:
-        return ""
-    lines, more = commands[:SHOWN], len(commands) - SHOWN
-    lines += [f"and {counted(more)} more: the sweep's own command goes on with all of them"] if more > 0 else []
-    return "\n".join(["", f"what is missing, {counted(len(commands))}:", *lines, ""])
 
 
 if __name__ == "__main__":

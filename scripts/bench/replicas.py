@@ -4,7 +4,8 @@ import resource
 import sys
 from pathlib import Path
 
-from runner.engine.replicas import Replicas, twin
+from runner.engine.replicas import Replicas
+from runner.federated.crew import twin
 from scripts.bench import compare
 from scripts.bench.cases import LENET, Case, Steps, build, now
 from scripts.bench.rounds import CONTROL, Ratio, Row, Target, medians, once, take_turns

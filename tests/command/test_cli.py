@@ -66,12 +66,12 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, expected, tmp_path):
 
 def test_a_sweep_over_options_takes_a_key_that_all_of_them_have():
     """And that the option of config.yaml, to which Hydra would apply what is not swept, has not."""
-    from runner.__main__ import _with_options
+    from runner.command.launchers import with_options
 
     given = ["-m", "sharpness=sam,asam", "sharpness.rho=5e-2", "sharpness.eta=0.1,0.2", "seed=1", "+loss.x=1"]
-    assert _with_options(given) == [*given[:2], "sharpness.rho=choice(5e-2)", *given[3:]]
+    assert with_options(given) == [*given[:2], "sharpness.rho=choice(5e-2)", *given[3:]]
     for words in (given[1:], ["-m", *given[2:]]):  # no sweep, and no sweep over options
-        assert _with_options(words) == words
+        assert with_options(words) == words
 
 
 SINGLE_BAD = {bool: "perhaps", int: "many", float: "fast", list: "alone", str: 3}

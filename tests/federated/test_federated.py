@@ -17,10 +17,10 @@ from runner.command.listing import conf_dir, options
 from runner.core import checkpoint, keyed, padding
 from runner.engine.run import run as run_config
 from runner.engine.trainer import Trainer
-from runner.federated import fedavg
-from runner.federated.clients import Clients, Crew
+from runner.federated.clients import Clients
 from runner.federated.cores import spread
-from runner.federated.fedavg import deal
+from runner.federated.crew import Crew
+from runner.federated.held import deal
 from runner.federated.partition import Partition
 from runner.record.folder import Died, Stopped
 from tests.tiny import ROOT, command, compose, trainer
@@ -253,7 +253,9 @@ def test_mixups_share_is_a_clients_own():
     for_each = [[share(batch) for batch in made.clients.batches(client, 1, 2)] for client in range(3)]
     assert len({value for values in for_each for value in values}) == 6
     assert for_each[1] == [share(batch) for batch in made.clients.batches(1, 1, 2)]
-    beside = [share(batch.replica(k)) for batch, _ in made.clients._side_by_side([0, 1, 2], 1, 1) for k in range(3)]
+    beside = [
+        share(batch.replica(k)) for batch, _ in Crew(made.clients, 3)._side_by_side([0, 1, 2], 1, 1) for k in range(3)
+    ]
     assert beside == [values[0] for values in for_each]
     once = trainer(*words)
     assert share(next(once.loader.epoch(1))) == pytest.approx(for_each[0][0], abs=1e-6)
@@ -327,7 +329,7 @@ def test_same_data_same_update():
     start, buffers = algorithm.weights.data, algorithm.buffers
     one, two = (clients.alone(client, 0, start, buffers).delta for client in (1, 4))
     assert torch.equal(one, two) and one.abs().max() > 0
-    both = clients.together(Crew(clients, 2), [1, 4], 0, start, buffers).delta
+    both = Crew(clients, 2).answers([1, 4], 0, start, buffers).delta
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-14)
 
 
@@ -437,8 +439,8 @@ def cores(monkeypatch):
         forked.append(count)
         return spread(work, tasks, count, *rest)
 
-    monkeypatch.setattr(fedavg, "FORK", 0.0)
-    monkeypatch.setattr(fedavg, "spread", watched)
+    monkeypatch.setattr("runner.federated.cores.FORK", 0.0)
+    monkeypatch.setattr("runner.federated.cores.spread", watched)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield lambda: sum(forked)
@@ -452,7 +454,7 @@ def test_processes_change_nothing(name, chunk, cores, monkeypatch):
     words = [*SKEWED, "hook=clip", f"federated={name}", "federated.rounds=2", f"federated.chunk={chunk}"]
     ends = []
     for least in (0.0, 1e9):
-        monkeypatch.setattr(fedavg, "FORK", least)
+        monkeypatch.setattr("runner.federated.cores.FORK", least)
         before = cores()
         run, algorithm = federation(*words, double=False)
         rounds(run, algorithm)

@@ -166,11 +166,9 @@ def test_stopped_within_a_client_and_resumed_bit_for_bit(option, after, tmp_path
 
 @pytest.mark.parametrize("option", COUNTING)
 def test_processes_keep_it_to_the_same_bits(option, cores, monkeypatch):  # noqa: F811
-    from runner.federated import fedavg
-
     ends = []
     for least in (0.0, 1e9):
-        monkeypatch.setattr(fedavg, "FORK", least)
+        monkeypatch.setattr("runner.federated.cores.FORK", least)
         run, algorithm = federation(*resume_words(option), double=False)
         before = cores()
         rounds(run, algorithm)

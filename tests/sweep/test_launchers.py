@@ -17,7 +17,7 @@ from runner.command.compose import resolved
 from runner.command.config import check_all
 from runner.command.listing import conf_dir
 from runner.core.mistake import ConfigError
-from runner.sweep import pool
+from runner.sweep import process
 from runner.sweep.cells import Composer
 from tests.conftest import ROOT
 from tests.engine.test_distributed import free_port, torchrun
@@ -28,7 +28,7 @@ from tests.tiny import SMALL
 def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(pool, "warm", lambda: None)  # nothing here comes as far as a worker
+    monkeypatch.setattr(process, "warm", lambda: None)  # nothing here comes as far as a worker
     return tmp_path
 
 

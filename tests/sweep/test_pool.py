@@ -18,11 +18,11 @@ from runner.command.config import Sweep
 from runner.core import checkpoint
 from runner.engine.run import run
 from runner.record.folder import Record
-from runner.sweep import pack, pool
+from runner.sweep import pack, pool, process
 from runner.sweep.cells import Cell, distinct
 from runner.sweep.outcome import Outcome
 from runner.sweep.places import cores, leases, threads, visible
-from runner.sweep.pool import Task, tasks
+from runner.sweep.tasks import Task, tasks
 from tests.tiny import ROOT, SMALL, command
 
 HOOKS = """\
@@ -142,14 +142,14 @@ def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(pool, "cool", lambda: None)  # the next test's workers come from the same server
+    monkeypatch.setattr(process, "cool", lambda: None)  # the next test's workers come from the same server
     return tmp_path
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server():
     yield
-    pool.cool()
+    process.cool()
 
 
 def cell(*overrides: str) -> Cell:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
+from runner.sweep.missing import remaining
 from runner.sweep.report import COLOURS, Panel, Report, draw
 from runner.sweep.runs import runs_under
 from runner.sweep.statistics import estimate, holm, paired, welch
-from runner.sweep.table import main, remaining, save, table
+from runner.sweep.table import main, save, table
 from tests.conftest import ROOT
 
 # Extra hours of sleep of ten patients under two drugs: Cushny and Peebles 1905, in Student's paper, Biometrika 1908

@@ -1,0 +1,33 @@
+"""Which runs may have others beside them, and how close they then come to runs alone."""
+
+import torch
+from torch import Tensor
+
+from runner.core import distributed
+from runner.engine.stacked import Unpackable
+from runner.engine.trainer import Trainer
+
+
+def refuse(trainer: Trainer) -> None:
+    """Raise Unpackable for a run that cannot have others beside it, whatever they are."""
+    if distributed.world > 1:
+        raise Unpackable("a run that several processes share")
+    if not trainer.steps:
+        raise Unpackable("nothing is trained")
+    if trainer.precision.scale is not None:
+        raise Unpackable("train.precision=fp16: every run has a loss scale and skipped steps of its own")
+    if trainer.train.compile:
+        raise Unpackable("train.compile=true")
+    if not isinstance(trainer.dataset.train.base, Tensor):
+        raise Unpackable("a data set that is streamed")
+    if not getattr(trainer.optimizer, "elementwise", False):
+        raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that its update is elementwise")
+    if not trainer.sharpness.replicas:
+        raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
+
+
+def tolerance(run: Trainer) -> float:
+    """How far rounding may take the weights apart within a few steps, as a share of the way they went."""
+    if run.precision.dtype == torch.bfloat16:
+        return 0.2
+    return 1e-6 if run.weights.data.dtype == torch.float64 else 0.01

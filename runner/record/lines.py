@@ -1,0 +1,17 @@
+"""A line of the record as people read it."""
+
+
+def row(line: dict, epochs: int, unit: str) -> str:
+    """Of an epoch, or whatever `unit` is, out of so many."""
+    parts = [f"{unit} {line['epoch']:>{len(str(epochs))}}/{epochs}"]
+    parts += [f"loss {line['train_loss']:.4f}"] if line["step"] else []
+    for name in ("train", "val", "test") if line["step"] else ("val", "test"):
+        if f"{name}_accuracy" in line:
+            parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
+    for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
+        if line.get(key) is not None:
+            parts.append(f"{key[5:]} {line[key]:.4f}")
+    if "client_accuracy_worst" in line:
+        parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")
+    parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"] if line["step"] else []
+    return "  ".join(parts)

@@ -38,14 +38,41 @@ def start(*words, cwd):
     )  # fmt: skip
 
 
+HELD = """
+import sys, time
+from pathlib import Path
+from runner.__main__ import main
+from runner.engine.trainer import Trainer
+lines, step = int(sys.argv.pop(1)), Trainer.step
+def there():
+    return any(path.read_text().count("\\n") >= lines for path in Path().glob("outputs/*/*/metrics.jsonl"))
+def held(self, batch):
+    while there() and not Path("go").exists():
+        time.sleep(0.01)
+    return step(self, batch)
+Trainer.step = held
+sys.exit(main())
+"""
+
+
+def start_held(lines: int, *words, cwd):
+    """A run that waits for the file `go` when it has so many lines: it cannot end before the signal, however fast."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (cwd / "go").unlink(missing_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", HELD, str(lines), *words], cwd=cwd, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
 def wait_for_line(cwd, count: int, name="runs") -> None:
     """Until metrics.jsonl of the only run has `count` lines."""
-    for _ in range(1200):
+    for _ in range(4800):
         for path in (cwd / "outputs" / name).glob("*/metrics.jsonl"):
             if path.read_text().count("\n") >= count:
                 return
         time.sleep(0.05)
-    raise AssertionError("the run did not get there within a minute")
+    raise AssertionError("the run did not get there within four minutes")
 
 
 def test_the_folder_of_a_finished_run_and_the_second_call(tmp_path):
@@ -97,10 +124,11 @@ def assert_same_run(place, whole):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(number, status, whole, tmp_path):
     # SIGKILL leaves no time for a save, and epochs this short share one: save after every step
     words = [*SMALL, "train.epochs=40", "train.save_minutes=1e-6"]
-    process = start(*words, cwd=tmp_path)
+    process = start_held(3, *words, cwd=tmp_path)
     wait_for_line(tmp_path, 3)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    (tmp_path / "go").touch()
+    out, err = process.communicate(timeout=240)
     assert process.returncode == status, err
     place = folder(tmp_path)
     done = len(lines(place))
@@ -110,10 +138,11 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(number, status, w
         assert "the same command goes on from here" in err
         assert len(err.strip().splitlines()) == 2  # that it has heard, and that it has stopped
     if number == signal.SIGTERM:  # and once more, so that a second resumption is no worse than the first
-        process = start(*words, cwd=tmp_path)
+        process = start_held(done + 3, *words, cwd=tmp_path)
         wait_for_line(tmp_path, done + 3)
         process.send_signal(number)
-        process.communicate(timeout=60)
+        (tmp_path / "go").touch()
+        process.communicate(timeout=240)
     result = command(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "resumed at step" in result.stdout

@@ -51,10 +51,7 @@ class ResNet(Classifier):
 
     Parameters
     ----------
-    shape : tuple of int
-        (C, H, W) of any size; the paper's is (3, 32, 32).
-    classes : int
-        The number of logits.
+    shape : (C, H, W) of any size; the paper's is (3, 32, 32). classes : the number of logits.
     depth : int, default 20
         6n + 2: 20, 32, 44, 56, 110 in the paper.
 

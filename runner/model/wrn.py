@@ -45,10 +45,7 @@ class WideResNet(Classifier):
 
     Parameters
     ----------
-    shape : tuple of int
-        (C, H, W) of any size; the paper's is (3, 32, 32).
-    classes : int
-        The number of logits.
+    shape : (C, H, W) of any size; the paper's is (3, 32, 32). classes : the number of logits.
     depth : int, default 28
         6n + 4: 16, 22, 28, 40 in the paper.
     widen : int, default 10

@@ -8,9 +8,28 @@ K replicas are one flat (K, P), and a hyperparameter in which they differ is a f
 with either. The functions below are torch's own in-place ones where the factor is a number, and accept (K,) as well.
 """
 
+from collections.abc import Callable, Iterator
+
+import torch
 from torch import Tensor
 
 from runner.core.weights import column
+
+
+def loss_of(closure: Callable[[], Tensor] | None) -> Tensor | None:
+    """What the closure returns after it has filled in the gradients; None where there is none."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def with_gradients(optimizer: torch.optim.Optimizer) -> Iterator[tuple[dict, Tensor]]:
+    """(group, w) for all that has a gradient."""
+    for group in optimizer.param_groups:
+        for w in group["params"]:
+            if w.grad is not None:
+                yield group, w
 
 
 def given(value: float | Tensor) -> bool:

@@ -6,7 +6,7 @@ import torch
 
 from runner.core.schema import NonNegative, OpenFraction, Positive, When
 from runner.core.weights import column
-from runner.optim import addcdiv_, addcmul_, given, plus
+from runner.optim import addcdiv_, addcmul_, given, loss_of, plus, with_gradients
 
 
 class Adam(torch.optim.Optimizer):
@@ -41,29 +41,23 @@ class Adam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
+        loss = loss_of(closure)
+        for group, w in with_gradients(self):
             lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                state = self.state[w]
-                if not state:
-                    state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w).add_(column(group["v0"], w)))
-                state["t"] += 1
-                g = w.grad
-                if given(decay) and group["decoupled"]:
-                    w.mul_(column(1 - lr * decay, w))
-                elif given(decay):
-                    g = plus(g, w, decay)
-                state["m"].lerp_(g, column(1 - beta1, w))
-                addcmul_(state["v"].mul_(column(beta2, w)), g, g, 1 - beta2)
-                denominator, factor = state["v"].sqrt(), -lr
-                if group["bias_correction"]:
-                    denominator.div_(column((1 - beta2 ** state["t"]) ** 0.5, w))
-                    factor = -lr / (1 - beta1 ** state["t"])
-                addcdiv_(w, state["m"], denominator.add_(column(eps, w)), factor)
+            state = self.state[w]
+            if not state:
+                state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w).add_(column(group["v0"], w)))
+            state["t"] += 1
+            g = w.grad
+            if given(decay) and group["decoupled"]:
+                w.mul_(column(1 - lr * decay, w))
+            elif given(decay):
+                g = plus(g, w, decay)
+            state["m"].lerp_(g, column(1 - beta1, w))
+            addcmul_(state["v"].mul_(column(beta2, w)), g, g, 1 - beta2)
+            denominator, factor = state["v"].sqrt(), -lr
+            if group["bias_correction"]:
+                denominator.div_(column((1 - beta2 ** state["t"]) ** 0.5, w))
+                factor = -lr / (1 - beta1 ** state["t"])
+            addcdiv_(w, state["m"], denominator.add_(column(eps, w)), factor)
         return loss

@@ -6,7 +6,7 @@ import torch
 
 from runner.core.schema import NonNegative, OpenFraction, When
 from runner.core.weights import column
-from runner.optim import add_, given, plus
+from runner.optim import add_, given, loss_of, plus, with_gradients
 
 
 class SGD(torch.optim.Optimizer):
@@ -43,27 +43,21 @@ class SGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
+        loss = loss_of(closure)
+        for group, w in with_gradients(self):
             lr, momentum, decay, keep = group["lr"], group["momentum"], group["weight_decay"], 1 - group["dampening"]
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                v = None
-                if given(momentum):  # g = grad + decay * w is never formed: a temporary costs more than the sum
-                    state = self.state[w]
-                    if "velocity" in state:
-                        v = add_(state["velocity"].mul_(column(momentum, w)), w.grad, keep)
-                        v = add_(v, w, decay * keep) if given(decay) else v
-                    else:
-                        v = state["velocity"] = plus(w.grad, w, decay)
-                if v is None or group["nesterov"]:
-                    if given(decay):
-                        w.mul_(column(1 - lr * decay, w))
-                    add_(w, w.grad, -lr)
-                if v is not None:
-                    add_(w, v, -lr * momentum if group["nesterov"] else -lr)
+            v = None
+            if given(momentum):  # g = grad + decay * w is never formed: a temporary costs more than the sum
+                state = self.state[w]
+                if "velocity" in state:
+                    v = add_(state["velocity"].mul_(column(momentum, w)), w.grad, keep)
+                    v = add_(v, w, decay * keep) if given(decay) else v
+                else:
+                    v = state["velocity"] = plus(w.grad, w, decay)
+            if v is None or group["nesterov"]:
+                if given(decay):
+                    w.mul_(column(1 - lr * decay, w))
+                add_(w, w.grad, -lr)
+            if v is not None:
+                add_(w, v, -lr * momentum if group["nesterov"] else -lr)
         return loss

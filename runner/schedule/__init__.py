@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from runner.core.reach import Begin
-from runner.core.schema import NonNegative
+from runner.core.schema import Fraction, NonNegative
 
 
 class Schedule:
@@ -39,3 +39,18 @@ class Schedule:
         if step < warm:
             return (step + 1) / warm * self.factor(0.0, epoch)
         return self.factor((step - warm) / max(steps - warm, 1), epoch)
+
+
+class Decay(Schedule):
+    """Base of schedules that fall from the base learning rate to a fraction of it.
+
+    t of T steps after the warm-up are done; the last step has t = T - 1, so that `final` itself is the limit.
+
+    Parameters
+    ----------
+    final : the lowest learning rate as a fraction of the base one. Default 0.
+    """
+
+    def __init__(self, final: Fraction = 0.0, warmup: NonNegative = 0.0):
+        super().__init__(warmup)
+        self.final = final

@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
@@ -42,12 +43,19 @@ def trainer(*overrides: str, folder: Path | None = None, double: bool = False):
     return built
 
 
-def command(*words: str, cwd: Path, env: dict | None = None, timeout: float = 240, python: str = sys.executable):
-    """`python -m runner words` in a process of its own; stdout and stderr as text."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.run(
-        [python, "-m", "runner", *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+def command(*words: str, cwd: Path, env: dict | None = None, timeout: float = 240, python: str | None = None):
+    """`python -m runner words`; stdout and stderr as text.
+
+    In a child of this process, which has imported everything; in a new one of `python` where that is given, or with
+    another number of threads, which torch reads when it is loaded.
+    """
+    env = env or {}
+    if python is None and env.get("OMP_NUM_THREADS", "1") == "1":
+        done = forked(*words, cwd=cwd, env=env)
+        return subprocess.CompletedProcess(words, done.wait(timeout), done.out, done.err)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+    argv = [python or sys.executable, "-m", "runner", *words]
+    return subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 class Forked:
@@ -120,12 +128,16 @@ class Forked:
 CLOSED = -1
 
 
-def forked(*words: str, cwd: Path, **streams) -> Forked:
+def forked(*words: str, cwd: Path, env: dict | None = None, **streams) -> Forked:
     """`python -m runner words` in a child of this process."""
 
     def call() -> int:
         from runner.__main__ import main
 
+        os.environ.update(env or {})
+        sys.path[:0] = [path for path in (env or {}).get("PYTHONPATH", "").split(os.pathsep) if path]
+        sys.argv = [str(ROOT / "runner" / "__main__.py"), *words]
+        forkserver._forkserver = forkserver.ForkServer()  # one of its own, if any
         return main(list(words))
 
     return Forked(call, cwd, **streams)

@@ -572,14 +572,14 @@ def test_stopped_while_processes_train(cores, tmp_path, monkeypatch):
     def slow(self, client, *rest):
         if os.getpid() != here and client == 4:
             os.kill(here, signal.SIGTERM)
-            time.sleep(60)
+            time.sleep(600)
         return alone(self, client, *rest)
 
     begun = time.perf_counter()
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Clients, "alone", slow)
         run_config(config, [], say=lambda *_: None)
-    assert time.perf_counter() - begun < 30 and not multiprocessing.active_children()
+    assert time.perf_counter() - begun < 300 and not multiprocessing.active_children()
     parts = run_config(config, [], say=lambda *_: None)
     apart = ("seconds", "images_per_second")
     assert {k: v for k, v in parts["last"].items() if k not in apart} == {

@@ -354,11 +354,11 @@ def start(*words, cwd):
 
 
 def until(condition, what: str) -> None:
-    for _ in range(1200):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError(f"not within a minute: {what}")
+    raise AssertionError(f"not within five minutes: {what}")
 
 
 def begun(cwd: Path, lines: int):
@@ -390,7 +390,7 @@ def test_a_stopped_sweep_goes_on_as_if_nothing_had_happened(place, capfd):
     process = start(*SWEEP, cwd=place)
     until(begun(place, 2), "the first lines")
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "Traceback" not in out + err
     assert "stopping after the present step" in out
@@ -408,7 +408,7 @@ def test_a_stopped_sweep_goes_on_as_if_nothing_had_happened(place, capfd):
     owners = [int(path.read_text().split()[1]) for path in place.glob("outputs/runs/*/.lock.owner")]
     assert owners
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     until(lambda: not any(map(alive, owners)), "the workers' end")
     logs = [path.read_text() for path in place.glob("outputs/runs/.sweeps/*/worker-*.log")]
     assert logs
@@ -447,7 +447,7 @@ def test_a_second_interrupt_ends_at_once(place, capfd):
     def press():
         until((place / "mark").exists, "the first step")
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.5)
+        until(lambda: "stopping after" in Path("sweep", "sweep.log").read_text(), "the first interrupt is heard")
         os.kill(os.getpid(), signal.SIGINT)
 
     begin = time.monotonic()
@@ -455,7 +455,7 @@ def test_a_second_interrupt_ends_at_once(place, capfd):
     presser.start()
     outcome = go(cells, jobs=1)
     presser.join()
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 300  # of the 600 s that the step takes
     assert statuses(outcome, cells) == ["stopped", "missing"]
     assert outcome.signal == "SIGINT"
     assert "stopped at once: 0 of 2" in capfd.readouterr().err

@@ -505,10 +505,10 @@ def test_a_thousand_runs_take_seconds(make, tmp_path):
         (folder / ".hydra" / "config.yaml").write_text(own)
         (folder / ".hydra" / "overrides.yaml").write_text(f"- loss={loss}\n- seed={seed}\n")
         (folder / "result.json").write_text(json.dumps({"last": {"test_accuracy": 0.5 + i / 5000}}))
-    begun = time.perf_counter()
+    begun = time.process_time()
     made = table([path for path in runs_under(tmp_path / "outputs") if path != model], baseline="loss=ce")
     made.text(), made.markdown(), made.latex(), made.csv()
-    assert time.perf_counter() - begun < 20
+    assert time.process_time() - begun < 20
     assert [len(row.values) for row in made.rows] == [500, 500]
     assert made.rows[1].difference.mean == pytest.approx(1 / 5000)
 

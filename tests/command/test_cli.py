@@ -1,10 +1,12 @@
 """The command as its user meets it: mistakes, lists, help, other folders."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 
+from runner.command.config import check_all
 from runner.command.listing import GROUPS, conf_dir, options
 from runner.core.mistake import ConfigError
 from tests.conftest import ROOT
@@ -74,7 +76,7 @@ def test_a_sweep_over_options_takes_a_key_that_all_of_them_have():
         assert with_options(words) == words
 
 
-SINGLE_BAD = {bool: "perhaps", int: "many", float: "fast", list: "alone", str: 3}
+SINGLE_BAD = {bool: "perhaps", int: "many", float: "fast", list: "alone"}
 
 
 def nodes():
@@ -96,14 +98,12 @@ def test_every_key_of_every_option_refuses_a_wrong_type_and_a_wrong_name(group, 
     for key, value in node.items():
         if key == "_target_":
             continue
-        if isinstance(value, dict) or value is None and key == "args":
-            bad = "5"
-        else:
-            bad = SINGLE_BAD.get(type(value), "{a: 1}")
-        if isinstance(value, str) or value is None:
-            bad = "{a: 1}"  # null may be anything but a mapping
+        nested = isinstance(value, dict) or value is None and key == "args"
+        bad = 5 if nested else SINGLE_BAD.get(type(value), {"a": 1})  # null may be anything but a mapping
+        wrong = copy.deepcopy(config)
+        (wrong[group][option] if group in ("augment", "hook", "logger") else wrong[group])[key] = bad
         with pytest.raises(ConfigError, match=f"{where}.{key}"):
-            compose(*choice, f"++{where}.{key}={bad}")
+            check_all(wrong)
 
 
 def test_what_the_words_mean():

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from runner.command.listing import conf_dir, options
-from runner.core import checkpoint, keyed, padding
+from runner.core import checkpoint, keyed, padding, threads
 from runner.engine.run import run as run_config
 from runner.engine.trainer import Trainer
 from runner.federated.clients import Clients
@@ -441,10 +441,10 @@ def cores(monkeypatch):
 
     monkeypatch.setattr("runner.federated.cores.FORK", 0.0)
     monkeypatch.setattr("runner.federated.cores.spread", watched)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
+    before = threads.allowed()
+    threads.allow(2)
     yield lambda: sum(forked)
-    torch.set_num_threads(threads)
+    threads.allow(before)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

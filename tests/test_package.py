@@ -63,7 +63,7 @@ def test_a_run_imports_only_what_it_uses(tmp_path):
         "class Spy(Hook):\n    def step(self, run):\n"
         "        print('IMPORTED', *sorted({m.partition('.')[0] for m in sys.modules}))\n"
     )
-    result = command("--config-dir", "mine", "hook=spy", *TINY, cwd=tmp_path)
+    result = command("--config-dir", "mine", "hook=spy", *TINY, cwd=tmp_path, python=sys.executable)
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stdout.splitlines() if line.startswith("IMPORTED"))
     heavy = {"timm", "torchvision", "wandb", "datasets", "scipy", "pandas", "matplotlib", "sklearn", "PIL", "pyarrow"}

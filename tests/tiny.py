@@ -46,11 +46,11 @@ def trainer(*overrides: str, folder: Path | None = None, double: bool = False):
 def command(*words: str, cwd: Path, env: dict | None = None, timeout: float = 240, python: str | None = None):
     """`python -m runner words`; stdout and stderr as text.
 
-    In a child of this process, which has imported everything; in a new one of `python` where that is given, or with
-    another number of threads, which torch reads when it is loaded.
+    In a child of this process, which has imported everything; in a new one of `python` where that is given, with another
+    number of threads, which torch reads when it is loaded, or with modules of its own, which Hydra looks for once.
     """
     env = env or {}
-    if python is None and env.get("OMP_NUM_THREADS", "1") == "1":
+    if python is None and env.get("OMP_NUM_THREADS", "1") == "1" and "PYTHONPATH" not in env:
         done = forked(*words, cwd=cwd, env=env)
         return subprocess.CompletedProcess(words, done.wait(timeout), done.out, done.err)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
@@ -135,7 +135,6 @@ def forked(*words: str, cwd: Path, env: dict | None = None, **streams) -> Forked
         from runner.__main__ import main
 
         os.environ.update(env or {})
-        sys.path[:0] = [path for path in (env or {}).get("PYTHONPATH", "").split(os.pathsep) if path]
         sys.argv = [str(ROOT / "runner" / "__main__.py"), *words]
         forkserver._forkserver = forkserver.ForkServer()  # one of its own, if any
         return main(list(words))

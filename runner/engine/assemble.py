@@ -222,7 +222,7 @@ def work(train: Train, model: torch.nn.Module, example: Batch) -> int:
     """Multiplications of a pass over a micro-batch; 0 of a model that fails, of which `trial.output` says it."""
     found, random = 0, torch.get_rng_state()
     model.eval()
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):
         found = multiplications(model, example.x)
     model.train()
     torch.set_rng_state(random)

@@ -75,7 +75,7 @@ TRAINING, TEST = "the training split of data set 'tests.dataset.test_check.Mine'
         (lambda self, train, test: (train, test, test), "it returned 3 values"),
         (lambda self, train, test: (train.x.numpy(), train.y.numpy()), "it returned 2 values, ndarray, ndarray"),
         (lambda self, train, test: (train.x, train.y), "it returned 2 values, Tensor, Tensor"),
-        (lambda self, train, test: {}["gone"], r"failed: KeyError: 'gone' \(.*test_dataset_check.py, line \d+, in "),
+        (lambda self, train, test: {}["gone"], r"failed: KeyError: 'gone' \(.*test_check.py, line \d+, in "),
         (lambda self, train, test: exit(3), r"failed: SystemExit: 3"),
         (set_own(classes=None), "load.. must set self.classes"),
         (set_own(mean=None), "load.. must set self.mean"),

@@ -447,7 +447,8 @@ def test_a_second_interrupt_ends_at_once(place, capfd):
     def press():
         until((place / "mark").exists, "the first step")
         os.kill(os.getpid(), signal.SIGINT)
-        until(lambda: "stopping after" in Path("sweep", "sweep.log").read_text(), "the first interrupt is heard")
+        log = Path("sweep", "sweep.log")  # there from its first line on
+        until(lambda: log.exists() and "stopping after" in log.read_text(), "the first interrupt is heard")
         os.kill(os.getpid(), signal.SIGINT)
 
     begin = time.monotonic()

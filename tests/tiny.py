@@ -46,8 +46,8 @@ def trainer(*overrides: str, folder: Path | None = None, double: bool = False):
 def command(*words: str, cwd: Path, env: dict | None = None, timeout: float = 240, python: str | None = None):
     """`python -m runner words`; stdout and stderr as text.
 
-    In a child of this process, which has imported everything; in a new one of `python` where that is given, with another
-    number of threads, which torch reads when it is loaded, or with modules of its own, which Hydra looks for once.
+    In a child of this process, which has imported everything; in a new one of `python` where that is given, with
+    another number of threads, which torch reads when it is loaded, or with modules that Hydra looks for once.
     """
     env = env or {}
     if python is None and env.get("OMP_NUM_THREADS", "1") == "1" and "PYTHONPATH" not in env:

@@ -109,7 +109,10 @@ def _option(group: str, value: Any) -> None:
     """Refuse what is no name of an option."""
     if isinstance(value, list) and group not in MANY:
         raise ConfigError(one_option(group))
-    for name in value if isinstance(value, list) else [value]:
+    names = value if isinstance(value, list) else [value]
+    if twice := next((name for place, name in enumerate(names) if name in names[:place]), None):
+        raise ConfigError(f"{group}={short(value)}: {twice} stands there twice; a run has an option once")
+    for name in names:
         if name is None or isinstance(name, bool | int | float):
             none = f"; for none of them {group}=none" if group in MANY else ""
             more = none or (f"; see --list {group}" if group in GROUPS else "")

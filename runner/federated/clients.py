@@ -17,7 +17,7 @@ from runner.engine.packable import refuse
 from runner.engine.parts import refusal
 from runner.engine.replicas import Unpackable
 from runner.engine.trainer import Trainer
-from runner.federated.partition import feature_noise
+from runner.federated.noise import feature_noise
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.record.folder import Stopped

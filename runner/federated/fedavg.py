@@ -21,7 +21,8 @@ from runner.federated.clients import Clients, Updates
 from runner.federated.cores import Cores, one_thread
 from runner.federated.crew import Crew
 from runner.federated.held import deal
-from runner.federated.partition import Kind, levels, make
+from runner.federated.noise import levels
+from runner.federated.partition import Kind, make
 from runner.federated.probe import probe
 from runner.hook import Hook
 from runner.record.files import write_json

@@ -99,7 +99,8 @@ def greeting(config: dict, result: dict, place: Path) -> str:
         f"already done, nothing to do: {output.near(place)}",
         f"done    {str(when).replace('T', ' ')[:16]} by {by}",
     ]
-    lines += [f"note    {line}" for line in provenance.drifted(made, provenance.code(config))]
+    said = result.get("notices") if isinstance(result.get("notices"), list) else []
+    lines += [f"note    {line}" for line in [*said, *provenance.drifted(made, provenance.code(config))]]
     return "\n".join([*lines, "again   the same command with --again; what is there is kept beside"])
 
 

@@ -48,6 +48,7 @@ def test_a_group_of_one_takes_one_option(group, said):
         ("loss=3", "loss=3: must be the name of an option"),
         ("hook=null", "hook=null: must be the name of an option; for none of them hook=none"),
         ("hook=[ema,null]", "must be the name of an option"),
+        ("hook=[ema,clip,ema]", "ema stands there twice; a run has an option once"),
         ("hydra/launcher=null", "hydra/launcher=null: must be the name of an option"),
         ("loss._target_=null", "loss._target_=null: must be a dotted path such as package.module.Class"),
         ("loss._target_=5", "loss._target_=5: must be a dotted path"),

@@ -11,7 +11,8 @@ from scipy import stats
 
 from runner.core import keyed
 from runner.federated import partition
-from runner.federated.partition import KINDS, Kind, Partition, deal, feature_noise, levels, make
+from runner.federated.noise import feature_noise, levels
+from runner.federated.partition import KINDS, Kind, Partition, deal, make
 
 CLASSES = 5
 Y = np.random.default_rng(0).integers(0, CLASSES, 2000)

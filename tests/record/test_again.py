@@ -193,9 +193,12 @@ def test_a_result_of_before_sources_were_recorded_is_done_and_says_so(own):
     del result["made"]
     write_json(path, result)
     edit(own / "my_losses.py", '"none")', '"none") * 2')
+    result["notices"] = ["what the run had to say"]
+    write_json(path, result)
     assert run(config(), [], say=lines.append) == result
     assert "already done" in lines[0]
     assert "not recorded" in lines[0]
+    assert "note    what the run had to say" in lines[0]
 
 
 DATA = """

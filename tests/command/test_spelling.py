@@ -14,7 +14,7 @@ from runner.command.listing import conf_dir
 from runner.command.spelling import PATHS, spelled
 from runner.record.identity import folder
 from runner.record.origin import find
-from tests.dataset.test_dataset import STREAM, TRAIN, images, load, write
+from tests.dataset.made import STREAM, TRAIN, images, load, write
 from tests.tiny import SMALL, compose
 
 FOLDERS = [conf_dir()]

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from runner.core.mistake import ConfigError
 from runner.dataset.images import decode
 from runner.dataset.loader import Loader
-from tests.dataset.test_dataset import NAMES, STREAM, images, load, never, write
+from tests.dataset.made import NAMES, STREAM, images, load, write
+from tests.dataset.test_cache import never
 
 SMOOTH = np.add.outer(np.arange(24) * 7, np.arange(36) * 2)[..., None] + np.array([0, 3, 9])  # no two corners alike
 SMOOTH = SMOOTH.astype(np.uint8)

@@ -8,8 +8,7 @@ import pytest
 
 from runner.dataset.online import at_once, reachable
 from runner.model.timm import Timm
-from tests.dataset.test_dataset import load, write
-from tests.dataset.test_hub_images import images
+from tests.dataset.made import images, load, write
 
 datasets = pytest.importorskip("datasets")
 from huggingface_hub import constants  # noqa: E402

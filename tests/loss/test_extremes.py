@@ -12,7 +12,8 @@ import torch
 from runner.core.batch import Output
 from runner.loss.aldr_kl import ALDRKL
 from runner.loss.ldr_kl import LDRKL, scaled
-from tests.loss.test_loss import FEATURES, B, batch, inputs, logits, make, reference, says, settings, targets
+from tests.loss.made import FEATURES, B, batch, inputs, logits, reference, says, settings
+from tests.loss.test_loss import make, targets
 
 WIDE = np.finfo(np.longdouble).maxexp > np.finfo(np.float64).maxexp
 SMALL = [[0.0, -1.0, 0.5, -0.25, 2.0], [-1.5, 1.0, 0.25, -0.75, 0.0], [0.5, 0.75, -2.0, 1.0, -0.5]]

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from runner.core.batch import Output
-from tests.loss.test_loss import (
+from tests.loss.made import (
     CONTEXT,
     FEATURES,
     IDS,
     MULTIHOT,
     OPTIONS,
-    REAL,
     SOFT,
     B,
     C,
@@ -22,11 +21,10 @@ from tests.loss.test_loss import (
     inputs,
     kinds,
     logits,
-    make,
     order,
     reference,
-    targets,
 )
+from tests.loss.test_loss import REAL, make, targets
 
 
 def changed(what, name):

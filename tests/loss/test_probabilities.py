@@ -13,7 +13,8 @@ from runner.engine.result import summary
 from runner.engine.run import run
 from runner.loss.mse import Square
 from runner.record.files import finished
-from tests.loss.test_loss import FEATURES, OPTIONS, batch, kinds, logits, make, reference, targets
+from tests.loss.made import FEATURES, OPTIONS, batch, kinds, logits, reference
+from tests.loss.test_loss import make, targets
 from tests.tiny import compose, trainer
 
 masses = reference("evidential").masses

@@ -12,7 +12,7 @@ from runner.core.mistake import ConfigError
 from runner.quantization import deploy
 from runner.quantization.adapt import FixedPoint, divergence, fixed, lowered, raised
 from tests.engine.test_replicas import advance, batches
-from tests.quantization.test_quantization import DEEP, quantized
+from tests.quantization.made import DEEP, quantized
 from tests.reference import quantization_adapt as plain
 from tests.tiny import SMALL, trainer
 

@@ -19,8 +19,9 @@ from runner.quantization.eq_net import Elastic, EQNet, divergence, elastic, guid
 from runner.quantization.fold import estimate
 from tests.engine.test_distributed import folder, free_port, torchrun
 from tests.engine.test_replicas import advance
-from tests.federated.test_federated import SKEWED, both_ways, federation, rounds
-from tests.quantization.test_quantization import DEEP, option, quantized
+from tests.federated.made import SKEWED, federation, rounds
+from tests.federated.test_side_by_side import both_ways
+from tests.quantization.made import DEEP, option, quantized
 from tests.reference import quantization_eq_net as plain
 from tests.tiny import SMALL, command, compose, trainer
 

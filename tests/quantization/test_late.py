@@ -21,8 +21,10 @@ from runner.quantization.self_compression import SelfCompression
 from runner.schedule.wsd import WSD
 from runner.sweep.kind import structure
 from tests.engine.test_replicas import advance, assert_pack_equals_alone, batches, doubled
-from tests.federated.test_federated import SKEWED, both_ways, federation, rounds
-from tests.quantization.test_quantization import DEEP, a_batch, quantized
+from tests.federated.made import SKEWED, federation, rounds
+from tests.federated.test_side_by_side import both_ways
+from tests.quantization.made import DEEP, quantized
+from tests.quantization.test_quantization import a_batch
 from tests.test_compose import assert_resumed_equals_whole
 from tests.tiny import SMALL, compose, trainer
 

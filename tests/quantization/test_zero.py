@@ -11,7 +11,8 @@ from runner.model.mlp import Mlp
 from runner.quantization import dorefa, reste, self_compression
 from runner.quantization.littlebit import Factors
 from runner.quantization.quantizer import Quantizer
-from tests.quantization.test_quantization import AFTER, NAMES, quantized
+from tests.quantization.made import quantized
+from tests.quantization.test_quantization import AFTER, NAMES
 from tests.tiny import trainer
 
 WORDS = ["dataset.subset=400", "train.batch_size=32", "train.epochs=12", "model.hidden=[16,16]", "optim=adam"]

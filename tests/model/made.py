@@ -1,0 +1,19 @@
+"""What the tests of models count and look up."""
+
+from importlib import import_module
+
+import yaml
+
+from tests.conftest import ROOT
+
+YAMLS = sorted((ROOT / "conf" / "model").glob("*.yaml"))
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def target(path):
+    node = yaml.safe_load(path.read_text())
+    module, name = node.pop("_target_").rsplit(".", 1)
+    return getattr(import_module(module), name), node

@@ -4,7 +4,7 @@ import copy
 import errno
 import os
 import random
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,8 @@ _held: list[tuple[Path, Path]] | None = None
 @contextmanager
 def at_one_step():
     """What is saved in here takes its place when all of it is written: a crash leaves runs that go side by side at one
-    step, as they are only then put together again."""
+    step, as they are only then put together again; or, while the files take their places, `catch_up` brings them there.
+    """
     global _held
     _held = held = []
     keep = True
@@ -75,6 +76,20 @@ def at_one_step():
         _held = None
         for temporary, path in held:
             os.replace(temporary, path) if keep else temporary.unlink(missing_ok=True)
+
+
+def catch_up(folder: Path, count: int) -> bool:
+    """Put in place what a run wrote at step `count` within `at_one_step`, where a crash came before it was renamed and
+    after another's was: all had been written by then. Returns whether there was such a state."""
+    try:
+        if load(folder / "last.pt.tmp")["count"] != count:
+            return False
+    except (OSError, Damaged, KeyError):
+        return False
+    for name in ("best_val.pt", "best_test.pt", "last.pt"):  # the state last, as `Trainer.save` writes it
+        with suppress(FileNotFoundError):
+            os.replace(folder / f"{name}.tmp", folder / name)
+    return True
 
 
 def save(state: dict, path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -69,6 +69,9 @@ def together(
         After SIGINT or SIGTERM, with every cell's state saved.
     """
     counts = {cell.folder: _count(cell.folder / "last.pt") for cell in cells}
+    for folder in (folder for folder, count in counts.items() if count < max(counts.values())):
+        if (folder / "last.pt.tmp").exists() and _caught_up(folder, max(counts.values())):
+            counts[folder] = max(counts.values())
     if len(set(counts.values())) > 1:
         raise Unpackable("some of the runs were begun before, and are at another step")
     first = _job(cells[0])
@@ -98,6 +101,15 @@ def together(
 
 def _count(path: Path) -> int:
     return checkpoint.load(path)["count"] if path.exists() else 0
+
+
+def _caught_up(folder: Path, count: int) -> bool:
+    """Whether what a crash left of a save of all of them is in place now; a run that is in use is left alone."""
+    from filelock import FileLock, Timeout
+
+    with suppress(Timeout), FileLock(folder / ".lock", timeout=0):
+        return checkpoint.catch_up(folder, count)
+    return False
 
 
 def _job(cell: Cell) -> Job:

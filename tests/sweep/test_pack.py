@@ -1,6 +1,7 @@
 """Packs: which runs go together, and that each run's folder is what it would be alone."""
 
 import json
+import os
 import signal
 import threading
 from pathlib import Path
@@ -20,7 +21,7 @@ from runner.sharpness import Sharpness
 from runner.sweep import pack
 from runner.sweep.cells import Cell
 from tests.engine.test_replicas import assert_same
-from tests.tiny import SMALL
+from tests.tiny import SMALL, Forked
 
 TIMES = {"seconds", "images_per_second"}
 
@@ -204,6 +205,31 @@ def test_a_pack_that_ends_within_a_save_is_at_one_step(tmp_path, monkeypatch):
     assert calls[3] == calls[4] > calls[0]
     assert [checkpoint.load(cell.folder / "last.pt")["count"] for cell in some] == calls[:3]
     assert not list(tmp_path.glob("*/*/*.tmp"))
+
+
+@pytest.mark.parametrize("number", [2, 8])
+def test_a_pack_that_is_killed_while_its_files_take_their_places_goes_on_together(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "_trial", lambda trainers, *_: pack.Replicas(trainers))
+    whole, cut = (
+        cells(tmp_path / name, seeds(3), "train.save_minutes=1e-9", "train.steps=5") for name in ("whole", "cut")
+    )
+    replace, count = os.replace, iter(range(1000))
+
+    def killed(source, target):
+        if str(target).endswith(".pt") and next(count) == number:  # the files of three runs: at another every time
+            os._exit(9)
+        replace(source, target)
+
+    def call() -> int:
+        os.replace = killed
+        train(cut)
+        return 0
+
+    assert Forked(call, tmp_path).wait() == 9
+    assert len({pack._count(cell.folder / "last.pt") for cell in cut}) == 2
+    train(cut), train(whole)
+    for a, b in zip(whole, cut, strict=True):
+        assert_folders_alike(a.folder, b.folder, atol=0)
 
 
 def test_runs_at_different_steps_are_not_one_pack(tmp_path, monkeypatch):

@@ -17,11 +17,15 @@ from runner.core.output import loading, unbreakable
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns the exit status: 0 done, 1 failed, 2 a mistake in the command, 128 + n by signal n."""
+    from runner.record import again
+
     with unbreakable():
         try:
             return _main(argv)
         except KeyboardInterrupt:
             return 130
+        finally:
+            again.wanted = ""  # by this command alone
 
 
 def _main(argv: list[str] | None) -> int:

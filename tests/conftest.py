@@ -9,6 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+pytest.register_assert_rewrite("tests")  # of the files beside the tests too: what they assert is explained
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -171,7 +171,7 @@ def test_half_a_run_plus_its_resumption_is_the_whole_run(overrides, stop_after, 
 
 
 def test_streamed_runs_resume_with_any_number_of_workers(tmp_path):
-    from tests.dataset.test_dataset import images, write
+    from tests.dataset.made import images, write
 
     for split, count in (("train", 32), ("test", 6)):
         file = tmp_path / "data" / "tiny" / f"{split}-00000-of-00001.parquet"

@@ -183,6 +183,7 @@ def test_a_finished_run_of_other_code_is_not_already_done(own, capfd):
     assert sorted(entry.name[-2:] for entry in kept.parent.iterdir()) == ["-1", "-2"]
     status, _, err = command("--again=twice", capfd=capfd)
     assert (status, len(err.splitlines())) == (2, 1)
+    assert again.wanted == ""  # by the next command in this process
 
 
 def test_a_result_of_before_sources_were_recorded_is_done_and_says_so(own):

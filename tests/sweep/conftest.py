@@ -1,6 +1,7 @@
 """Fixtures that several files of this room use."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def server():
 def place(server, tmp_path, monkeypatch) -> Path:
     """An empty working directory, from which workers can import `pooled.HOOKS`; one thread for each of them."""
     (tmp_path / "pool_hooks.py").write_text(HOOKS)
+    monkeypatch.delitem(sys.modules, "pool_hooks", raising=False)  # of an earlier place
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -1,26 +1,29 @@
 """Which options cannot be trained side by side with others of their kind, found out by a step of two replicas."""
 
-import copy
 import logging
+from functools import lru_cache
 
 import torch
 
 from runner.command import build
-from runner.command.compose import compose
 from runner.command.config import LISTS, Train, check_all
+from runner.command.listing import conf_dir
 from runner.core import distributed
 from runner.engine.assemble import Elsewhere, assemble, prepare
 from runner.engine.packable import refuse
 from runner.engine.replicas import Replicas, Unpackable
 from runner.engine.trainer import Trainer
+from runner.sweep.experiment import composer
 from runner.sweep.kind import floats, number
 
 GROUPS = ("model", "augment", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
 # What an option needs beside its name, and what keeps it small
 NEEDS = {
-    "timm": ["model.name=resnet10t"],
-    "wrn_16_8": ["model.widen=1"],
-    "wrn_28_10": ["model.widen=1"],
+    "cnn": ["model.widths=[4,8]", "model.hidden=16"],
+    "timm": ["model.name=test_resnet"],
+    "resnet20": ["model.depth=8"],
+    "wrn_16_8": ["model.depth=10", "model.widen=1"],
+    "wrn_28_10": ["model.depth=10", "model.widen=1"],
     "mlp": ["model.hidden=[16]"],
     "mlp_reference": ["model.hidden=[16]"],
     "dorefa": ["quantization.ends=same"],  # a small model may have no layer between the first and the last
@@ -33,6 +36,15 @@ SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four
 
 
+@lru_cache(maxsize=1)
+def _composer():
+    return composer([conf_dir()])
+
+
+def compose(words: list[str]) -> dict:
+    return _composer()(words).config
+
+
 def words(group: str, option: str) -> list[str]:
     """A small run that differs from the default by this option."""
     chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
@@ -42,7 +54,7 @@ def words(group: str, option: str) -> list[str]:
 
 def numbers(group: str, option: str) -> list[str]:
     """The option's own numbers of type float, each changed a little."""
-    node = compose(*words(group, option))[group]
+    node = compose(words(group, option))[group]
     where = group
     if group in LISTS:
         where, node = f"{group}.{option}", node.get(option, {})
@@ -61,7 +73,7 @@ def trainers(cells: list[list[str]], samples: int = 40, dtype: torch.dtype = tor
     """The cells' trainers on made-up images, which write nothing."""
     made = []
     for overrides in cells:
-        config = copy.deepcopy(compose(*overrides))
+        config = compose(overrides)
         task = build.locate(config["loss"]["_target_"], "loss").tasks[0]
         sizes = {"train": samples, "test": 8, "shape": SHAPE, "classes": 4, "task": task}
         config["dataset"] = {"_target_": "scripts.bench.cases.MadeUp", "val": 0.0, **sizes}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-pytest.register_assert_rewrite("tests")  # of the files beside the tests too: what they assert is explained
+ROOMS = [f"tests.{path.name}" for path in ROOT.glob("tests/*") if path.is_dir() and path.name.isidentifier()]
+pytest.register_assert_rewrite("tests.tiny", *ROOMS)  # of the files beside the tests too: what they assert is explained
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

@@ -87,6 +87,29 @@ def test_composed_from_another_cell_is_composed_by_hydra(words, by_hydra):
     overrides = OverridesParser.create(config_loader=by_hydra.loader).parse_overrides(words)
     cells = BasicSweeper.split_arguments(overrides, None)[0]
     assert len(cells) > 1
+    assert_composed_by_hydra(cells, by_hydra)
+
+
+def test_cells_of_different_keys_are_composed_from_one(by_hydra):
+    shared = ["loss=poly", "hook=[ema]", "optim=sam"]
+    own = [
+        [],
+        ["loss.epsilon=2"],
+        ["hook.ema.decay=0.5", "seed=3"],
+        ["sharpness.rho=0.2", "model.hidden=[4]", "name=a"],
+    ]
+    compose = Composer(by_hydra)
+    assert len({json.dumps(compose([*shared, *words]).config) for words in own}) == len(own)
+    assert by_hydra.calls == 1
+    cells = [[*shared, *words] for words in own] + [[*words, *shared] for words in own]
+    cells += [["++optim.lr=0.2", "optim.lr=0.3"], ["optim.lr=0.3", "++optim.lr=0.2"]]  # the later wins
+    cells += [["train={epochs:2}", "train.epochs=5"], ["train.epochs=5", "train={epochs:2}"]]
+    cells += [["~hook", "hook.ema.decay=0.5"], ["loss.epsilon=2"], ["loss.epsilon=2", "loss=poly"], ["train=3"]]
+    cells += [["model.hidden.0=3"], ["model.hidden=[8,8]", "model.hidden.0=3"], ["loss=nobody", "seed=1"]]
+    assert_composed_by_hydra(cells, by_hydra)
+
+
+def assert_composed_by_hydra(cells: list[list[str]], by_hydra) -> None:
     compose = Composer(by_hydra)
 
     def alone(cell: list[str]) -> dict:

@@ -69,7 +69,7 @@ def test_a_deployed_weight_is_the_one_that_was_trained_with(name):
 def test_convolutions_are_packed_as_they_are_alone(name, model):
     """Perceptrons are packed in tests/engine/test_replicas.py. Of ResNet-20 two steps: in a third one BiPer, with
     gradients of 50, amplifies the rounding of the first to 5e-10."""
-    small = ["model.widths=[4,6]", "model.hidden=16"] if model == "cnn" else []
+    small = ["model.widths=[4,6]", "model.hidden=16"] if model == "cnn" else ["model.depth=8"]
     common = ["train.batch_size=8", "train.epochs=8", "device=cpu", f"model={model}", *small, f"quantization={name}"]
     cells = [[*common, "seed=0"], [*common, "seed=1", "optim.lr=0.003", *packing.numbers("quantization", name)]]
     assert_pack_equals_alone(doubled, cells, steps=20 if model == "cnn" else 2)

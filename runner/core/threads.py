@@ -30,8 +30,8 @@ def take(wanted: int | str, multiplications: float) -> None:
     """Set torch's threads to the wanted number; for `auto` to all that are allowed, or to one for small work.
 
     The rule asks for the size of the work and not for what else the machine does: how many threads share a sum decides
-    how it rounds. One thread of a small pass is not slower than two, as two meet after every operation; beside other
-    work, where one of them has to wait for a core, they are up to ten times slower.
+    how it rounds. For a small pass two threads, which meet after every operation, are a fifth faster at most; beside
+    other work, where one of them has to wait for a core, they are several times slower.
     """
     small = wanted == "auto" and multiplications < SMALL
     torch.set_num_threads(1 if small else most(wanted))

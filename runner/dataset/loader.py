@@ -90,10 +90,9 @@ class Loader:
         steps = range(start, self.steps(len(order)))
         shares = [self._share(step, len(order)) for step in steps]
         if isinstance(self._train.base, Tensor):
-            where = order if self._train.rows is None else self._train.rows[order]
             for step, share in zip(steps, shares, strict=True):
-                x = self._train.base.index_select(0, where[share])
-                yield self._training(epoch, step, order[share], x, self._total(step, len(order)), client)
+                total = self._total(step, len(order))
+                yield self.batch(order[share], epoch, step, client, total)
         else:
             on_cpu = order.cpu()
             indices = (on_cpu[share] for share in shares)
@@ -102,11 +101,12 @@ class Loader:
                 x = x.to(self.device, non_blocking=True)
                 yield self._training(epoch, step, order[share], x, self._total(step, len(order)), client)
 
-    def batch(self, index: Tensor, epoch: int = 0, step: int = 0, client: int = 0) -> Batch:
-        """The training samples at `index` (B,) as a batch of an epoch's step; not for images decoded on demand."""
+    def batch(self, index: Tensor, epoch: int = 0, step: int = 0, client: int = 0, total: int | None = None) -> Batch:
+        """The training samples at `index` (B,) as a batch of an epoch's step; not for images decoded on demand. total :
+        of the whole batch, where this is a part of one."""
         rows = self._train.rows
-        x = self._train.base.index_select(0, index if rows is None else rows[index])
-        return self._training(epoch, step, index, x, len(index), client)
+        x = self._train.base.index_select(0, index if rows is None else rows.index_select(0, index))
+        return self._training(epoch, step, index, x, len(index) if total is None else total, client)
 
     def order(self, epoch: int) -> Tensor:
         """The training samples in the order in which the epoch visits them: bag after bag."""
@@ -149,7 +149,7 @@ class Loader:
         for augment in self.pixel_augments:
             x = augment.pixels(x, draw)
         domain = None if split.domain is None else split.domain[index]
-        batch = Batch(self._normalise(x), split.y[index], index, domain, total=total)
+        batch = Batch(self._normalise(x), split.y.index_select(0, index), index, domain, total=total)
         for augment in self.batch_augments:
             batch = augment.batch(batch, draw)
         return batch

@@ -49,7 +49,7 @@ class Closure:
         if guide is not None:
             batch = replace(batch, guide=guide)
         share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
-        outs, total, grad = [], 0.0, None
+        outs, total, grad = [], None, None
         here = run.draws.where()
         if self.begin is None:
             self.begin = here
@@ -68,7 +68,7 @@ class Closure:
                 if create_graph:
                     grad = weights.flatten(parts) + (0.0 if grad is None else grad)
                 outs.append(out.detach())
-                total = loss.detach() + total
+                total = loss.detach() if total is None else loss.detach() + total
         if self.passes:
             run.draws.go(here)
         self.passes += 1

@@ -1,7 +1,7 @@
 """What travels through a step: a batch of samples, the model's output, and one pass over them."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ class Batch:
     domain: Tensor | None = None  # (B,) environment, group or client, where the dataset has one
     weight: Tensor | None = None  # (B,) sample weights, where a hook or sampler sets them
     mask: Tensor | None = None  # (B,) bool, False where a sample only fills up the batch: it must change nothing
-    limit: Tensor | None = None  # (B,) losses that are not below it have no gradient, where a sharpness method sets it
-    guide: Tensor | None = None  # (B, C) logits that are to be imitated, where quantization sets them
+    more: dict[str, Tensor] = field(default_factory=dict)  # (B, ...) what else belongs to the samples: see `put`
     total: int = 0  # samples in the step's whole batch, over all micro-batches and devices; 0 means len(self)
     epoch: int = 0  # of the step, from 0, for losses that change with it; of a client's own data in a federation
     lead: int = 0  # 1 where every tensor has a leading replica axis: (K, B, ...)
@@ -26,28 +25,44 @@ class Batch:
     def __len__(self) -> int:
         return self.x.shape[self.lead]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The fields that hold one."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)[:8]}
-        return {name: value for name, value in values.items() if value is not None}
+    def put(self, **tensors: Tensor) -> "Batch":
+        """The batch with these in `more`, under a name of whoever puts them there: whatever selects, splits or stacks
+        samples takes them along. Raises ValueError where there is such a name already: two would mean different things.
+        """
+        if taken := sorted(tensors.keys() & self.more.keys()):
+            raise ValueError(f"the batch has a '{taken[0]}' already, from another part of the run")
+        return replace(self, more=self.more | tensors)
+
+    def tensors(self) -> dict[str, Tensor | dict[str, Tensor]]:
+        """The fields that hold a tensor, and `more`."""
+        values = {name: getattr(self, name) for name in ("x", "y", "index", "domain", "weight", "mask")}
+        return {name: value for name, value in values.items() if value is not None} | {"more": self.more}
+
+    def each(self, act: Callable[[Tensor], Tensor], **changed) -> "Batch":
+        """The batch with act(tensor) for every tensor that it has, and other fields as given."""
+        return Batch.joined([self], lambda values: act(values[0]), **changed)
+
+    @staticmethod
+    def joined(batches: "list[Batch]", join: Callable[[list[Tensor]], Tensor], **changed) -> "Batch":
+        """One batch with join(tensors) for every tensor that they have; what is no tensor is the first one's."""
+        first = batches[0]
+        own = {name: join([getattr(batch, name) for batch in batches]) for name in first.tensors() if name != "more"}
+        more = {name: join([batch.more[name] for batch in batches]) for name in first.more}
+        return replace(first, **{**own, "more": more, **changed})
 
     def select(self, where) -> "Batch":
         """The samples at `where` (a slice, an index or a boolean mask); `total` is kept."""
         where = (slice(None),) * self.lead + (where,)
-        chosen = {name: value[where] for name, value in self.tensors().items()}
-        return Batch(**chosen, total=self.total, epoch=self.epoch, lead=self.lead)
+        return self.each(lambda value: value[where])
 
     def replica(self, k: int) -> "Batch":
         """One replica's batch out of (K, B, ...)."""
-        own = {name: value[k] for name, value in self.tensors().items()}
-        return Batch(**own, total=self.total, epoch=self.epoch)
+        return self.each(lambda value: value[k], lead=0)
 
     @staticmethod
     def stack(batches: "list[Batch]") -> "Batch":
         """The batches of K replicas as one (K, B, ...)."""
-        fields_of = [batch.tensors() for batch in batches]
-        stacked = {name: torch.stack([own[name] for own in fields_of]) for name in fields_of[0]}
-        return Batch(**stacked, total=batches[0].total, epoch=batches[0].epoch, lead=1)
+        return Batch.joined(batches, torch.stack, lead=1)
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Consecutive parts of at most `size` samples."""
@@ -64,16 +79,23 @@ class Output:
 
     logits: Tensor  # (B, C)
     features: Tensor  # (B, D), the input of the classifier
+    more: dict[str, Tensor] = field(default_factory=dict)  # (B, ...) what else a model has to say, such as other heads
+
+    def each(self, act: Callable[[Tensor], Tensor]) -> "Output":
+        """act of every tensor."""
+        more = {name: act(value) for name, value in self.more.items()}
+        return Output(act(self.logits), act(self.features), more)
 
     def detach(self) -> "Output":
-        return Output(self.logits.detach(), self.features.detach())
+        return self.each(Tensor.detach)
 
     @staticmethod
     def cat(parts: list["Output"], axis: int = 0) -> "Output":
         """The outputs of consecutive parts of a batch as that of the whole; `axis` is that of the samples."""
         if len(parts) == 1:
             return parts[0]
-        return Output(torch.cat([p.logits for p in parts], axis), torch.cat([p.features for p in parts], axis))
+        more = {name: torch.cat([part.more[name] for part in parts], axis) for name in parts[0].more}
+        return Output(torch.cat([p.logits for p in parts], axis), torch.cat([p.features for p in parts], axis), more)
 
 
 @dataclass(slots=True)

@@ -1,7 +1,6 @@
 """What a sharpness method and an optimizer call: passes over a batch, and the gradient that a step goes by."""
 
 import math
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +23,7 @@ class Closure:
     gradient is the mean over this batch on this device; otherwise it is this batch's part of the mean over the step's
     whole batch, summed over devices.
 
-    Quantization that needs passes of its own may ask for more: guide is for `Batch.guide`, of the samples of this pass,
+    Quantization that needs passes of its own may ask for more: guide is for `Batch.more`, of the samples of this pass,
     and live says whether normalisation layers take its statistics.
     """
 
@@ -45,9 +44,9 @@ class Closure:
         batch = self.batch if mask is None else self.batch.select(mask)
         if below is not None:
             ones = weights.data.new_ones(batch.x.shape[: 1 + batch.lead])
-            batch = replace(batch, limit=ones * column(below, ones))
+            batch = batch.put(limit=ones * column(below, ones))
         if guide is not None:
-            batch = replace(batch, guide=guide)
+            batch = batch.put(guide=guide)
         share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
         outs, total, grad = [], None, None
         here = run.draws.where()

@@ -186,17 +186,17 @@ class Replicas(Trainer):
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
         seen = Seen(self.count, self.steps, self.steps_per_epoch, self.parts.model)
 
-        def one(values: dict, numbers: dict, tensors: dict) -> tuple[Tensor, Tensor, Tensor]:
+        def one(values: dict, numbers: dict, tensors: dict) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
             own = Batch(**tensors, total=batch.total, epoch=batch.epoch)
             with self._holding(numbers):
                 loss, out = functional_call(self.parts, values, (self, seen, own))
             if loss.dim() != 0:
                 raise Unpackable(f"the risk with its penalties is {tuple(loss.shape)} for one run, not a scalar")
-            return loss, out.logits, out.features
+            return loss, out.logits, out.features, out.more
 
-        loss, logits, features = vmap(one, randomness="error")(self.values, self.numbers, batch.tensors())
+        loss, *out = vmap(one, randomness="error")(self.values, self.numbers, batch.tensors())
         self.ones = torch.ones_like(loss)
-        return loss, Output(logits, features)
+        return loss, Output(*out)
 
     @contextmanager
     def _holding(self, numbers: dict[tuple[int, str], Tensor]) -> Iterator[None]:
@@ -224,7 +224,7 @@ class Replicas(Trainer):
         if memories or self.hooks.observers:
             for k, member in enumerate(self.members):
                 member.count = self.count
-                member.observe(Output(out.logits[k], out.features[k]), batch.replica(k))
+                member.observe(out.each(lambda value, k=k: value[k]), batch.replica(k))
 
     def look(self, batch: Batch | None = None) -> None:
         """Note whose loss was not finite: that replica alone ends, after the present step."""

@@ -302,8 +302,8 @@ def _watch(trainer, parts: list[str]) -> list[tuple[Any, str]]:
 def _tensors(given: tuple) -> list[Tensor]:
     found = [value for value in given if isinstance(value, Tensor)]
     for value in given:
-        found += value.tensors().values() if isinstance(value, Batch) else []
-        found += [value.logits, value.features] if isinstance(value, Output) else []
+        if isinstance(value, Batch | Output):
+            value.each(lambda tensor: found.append(tensor) or tensor)
     return found
 
 

@@ -124,8 +124,7 @@ class Crew(Replicas):
                 batch = Batch.stack([own.select(fill.where(fill < len(own), 0)) for own in batches])
             else:
                 flat = loader.batch(now.flatten())
-                tensors = {name: value.unflatten(0, now.shape) for name, value in flat.tensors().items()}
-                batch = Batch(**tensors, lead=1)
+                batch = flat.each(lambda value, shape=now.shape: value.unflatten(0, shape), lead=1)
             if real[:, step].min() < width:
                 counts = torch.from_numpy(real[:, step]).to(loader.device)
                 batch.mask = torch.arange(width, device=loader.device) < counts.unsqueeze(1)

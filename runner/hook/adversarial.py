@@ -83,11 +83,10 @@ class Adversarial(Hook):
         moved = torch.cat([self.attack(run, part) for part in parts])
         if self.clean is None:
             return replace(batch, x=moved)
-        both = {name: torch.cat([values, values]) for name, values in batch.tensors().items()}
-        both["x"] = torch.cat([batch.x, moved])
         weight = batch.x.new_ones(len(batch)) if batch.weight is None else batch.weight
-        both["weight"] = torch.cat([2 * self.clean * weight, 2 * (1 - self.clean) * weight])
-        return Batch(**both, total=2 * batch.total, epoch=batch.epoch)
+        weight = torch.cat([2 * self.clean * weight, 2 * (1 - self.clean) * weight])
+        both = batch.each(lambda values: torch.cat([values, values]), total=2 * batch.total)
+        return replace(both, x=torch.cat([batch.x, moved]), weight=weight)
 
     def attack(self, run, batch: Batch) -> Tensor:
         """The batch's inputs, moved."""

@@ -1,6 +1,7 @@
 """AdaFace."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import ceil, log, pi
 
 import torch
@@ -77,7 +78,7 @@ class AdaFace(Loss):
             yield Begin(what, half, "for the most part they are the 20 and 100 that they start from")
 
     def head(self, out: Output) -> Output:
-        return Output(self.s * self.cosines(out.features), out.features)
+        return replace(out, logits=self.s * self.cosines(out.features))
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         cosine = (wide(out.logits) / self.s).clamp(-1 + EPSILON, 1 - EPSILON)

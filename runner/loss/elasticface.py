@@ -1,5 +1,6 @@
 """ElasticFace."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -72,7 +73,7 @@ class ElasticFace(Loss):
         return self.m == self.sigma == 0
 
     def head(self, out: Output) -> Output:
-        return Output(self.s * self.cosines(out.features), out.features)
+        return replace(out, logits=self.s * self.cosines(out.features))
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         cosine = (wide(out.logits) / self.s).clamp(-1 + EDGE, 1 - EDGE)

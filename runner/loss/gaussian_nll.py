@@ -1,5 +1,6 @@
 """Gaussian negative log-likelihood with a variance for every sample."""
 
+from dataclasses import replace
 from math import pi
 
 import torch
@@ -37,7 +38,7 @@ class GaussianNLL(Loss):
 
     def head(self, out: Output) -> Output:
         a = self.spread(out.features.to(self.spread.weight.dtype))
-        return Output(torch.cat([wide(out.logits), wide(a)], -1), out.features)
+        return replace(out, logits=torch.cat([wide(out.logits), wide(a)], -1))
 
     def moments(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         mean, a = wide(logits).chunk(2, -1)

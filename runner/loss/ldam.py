@@ -1,5 +1,7 @@
 """Label-distribution-aware margin loss."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from runner.core.batch import Batch, Output
@@ -49,7 +51,7 @@ class LDAM(Loss):
         return self.max_m == 0
 
     def head(self, out: Output) -> Output:
-        return Output(self.s * self.cosines(out.features), out.features)
+        return replace(out, logits=self.s * self.cosines(out.features))
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         logits = wide(out.logits)

@@ -1,5 +1,7 @@
 """LegendreTron: a learned link."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,7 +51,7 @@ class LegendreTron(Loss):
         scores = scores - last
         for block in self.blocks:
             scores = block(scores)
-        return Output(F.log_softmax(F.pad(scores, (0, 1)), -1), out.features)
+        return replace(out, logits=F.log_softmax(F.pad(scores, (0, 1)), -1))
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         return self.entropy(out, batch)

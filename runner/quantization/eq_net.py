@@ -130,9 +130,9 @@ class Guided(Loss):
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         losses = super().forward(out, batch)
-        if batch.guide is None:
+        if "guide" not in batch.more:
             return losses
-        return (1 - self.guidance) * losses + self.guidance * divergence(out.logits, batch.guide)
+        return (1 - self.guidance) * losses + self.guidance * divergence(out.logits, batch.more["guide"])
 
 
 @cache
@@ -321,7 +321,7 @@ class EQNet(Transform, Hook):
     def loss(self, run, out: Output, batch: Batch) -> Tensor:
         """R, in the pass of the largest sub-network."""
         total = out.logits.new_zeros(())
-        if batch.guide is not None or not now_quantized(run.model):
+        if "guide" in batch.more or not now_quantized(run.model):
             return total
         for name in self.names:
             skewness, kurtosis = moments(run.model.get_submodule(name).weight)

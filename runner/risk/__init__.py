@@ -57,8 +57,10 @@ def one_pass(run) -> int:
 
 
 def attended(losses: Tensor, batch: Batch) -> Tensor:
-    """The losses, of which those that are not below `batch.limit`, where set, have no gradient."""
-    if batch.limit is None:
+    """The losses, of which those that are not below the batch's `limit`, where a sharpness method has put one there,
+    have no gradient."""
+    if "limit" not in batch.more:
         return losses
+    limit = batch.more["limit"]
     rest = losses.detach()
-    return torch.where(rest < batch.limit.reshape(batch.limit.shape + (1,) * (losses.dim() - 1)), losses, rest)
+    return torch.where(rest < limit.reshape(limit.shape + (1,) * (losses.dim() - 1)), losses, rest)

@@ -1,7 +1,6 @@
 """EQ-Net: its penalty, its distillation, and its steps against sub-networks that are written out."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,7 +78,7 @@ def test_the_loss_of_each_sample_is_mixed():
     loss.guidance = 0.3
     batch = Batch(logits, y, y)
     assert torch.equal(loss(Output(logits, logits), batch), CrossEntropy()(Output(logits, logits), batch))
-    found = loss(Output(logits, logits), replace(batch, guide=guide))
+    found = loss(Output(logits, logits), batch.put(guide=guide))
     expected = [plain.mixture(logits[i].tolist(), guide[i].tolist(), int(y[i]), 0.3) for i in range(6)]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 

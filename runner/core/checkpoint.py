@@ -81,14 +81,19 @@ def at_one_step():
 def catch_up(folder: Path, count: int) -> bool:
     """Put in place what a run wrote at step `count` within `at_one_step`, where a crash came before it was renamed and
     after another's was: all had been written by then. Returns whether there was such a state."""
+    written = folder / "last.pt.tmp"
     try:
-        if load(folder / "last.pt.tmp")["count"] != count:
-            return False
-    except (OSError, Damaged, KeyError):
+        state = load(written)
+    except (OSError, Damaged):
         return False
-    for name in ("best_val.pt", "best_test.pt", "last.pt"):  # the state last, as `Trainer.save` writes it
-        with suppress(FileNotFoundError):
-            os.replace(folder / f"{name}.tmp", folder / name)
+    if state.get("count") != count:
+        return False
+    for name, best in state["best"].items():  # the state last, as `Trainer.save` writes it
+        path = folder / f"best_{name}.pt"
+        with suppress(OSError, Damaged):
+            if load(path.with_name(f"{path.name}.tmp")).get("step") == best["step"]:  # else it is of an earlier crash
+                os.replace(f"{path}.tmp", path)
+    os.replace(written, folder / "last.pt")
     return True
 
 

@@ -42,6 +42,7 @@ def _composer():
 
 
 def compose(words: list[str]) -> dict:
+    """The checked config of these words, from what earlier calls composed."""
     return _composer()(words).config
 
 

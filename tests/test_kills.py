@@ -30,7 +30,7 @@ KINDS = {
     ],
     "side by side": [["train.epochs=20", "model.hidden=[64]", f"seed={seed}", STEPS] for seed in range(3)],
 }
-CLOCK = {"seconds", "images_per_second", "finished", "path"}
+CLOCK = {"seconds", "images_per_second", "finished", "path", "git"}  # a commit while the test runs is no other run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="POSIX")]
 

@@ -15,7 +15,7 @@ from tests.test_compose import updates
 from tests.tiny import compose, trainer
 
 PATH = ROOT / "tests" / "reference" / "today.json"
-TINY = ["dataset.subset=48", "dataset.val=0.25", "train.batch_size=8", "train.steps=4", "device=cpu"]
+TINY = ["dataset.subset=48", "dataset.val=0.25", "train.batch_size=10", "train.steps=4", "device=cpu"]
 MLP = ["model.hidden=[12]"]
 CLIENTS = ["federated.clients=3", "federated.rounds=2", "federated.minimum=2"]
 RUNS = {

@@ -21,7 +21,7 @@ from runner.command.spelling import spelled
 from runner.command.words import parse
 from runner.core.distributed import device
 from runner.engine.assemble import Elsewhere, assemble, prepare
-from runner.sweep.experiment import composer
+from scripts import packing
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["dataset.subset=200", "train.batch_size=32", "train.epochs=2", "model.hidden=[16]"]
@@ -33,12 +33,7 @@ def compose(*overrides: str) -> dict:
     words = spelled(overrides, [conf_dir()], sweep=False)
     for word in words:
         parse(word)
-    return _composer()(words).config
-
-
-@lru_cache(maxsize=1)
-def _composer():
-    return composer([conf_dir()])
+    return packing.compose(words)
 
 
 def trainer(*overrides: str, folder: Path | None = None, double: bool = False):

@@ -44,8 +44,12 @@ class Batch:
 
     @staticmethod
     def joined(batches: "list[Batch]", join: Callable[[list[Tensor]], Tensor], **changed) -> "Batch":
-        """One batch with join(tensors) for every tensor that they have; what is no tensor is the first one's."""
+        """One batch with join(tensors) for every tensor that they have; what is no tensor is the first one's.
+        Raises ValueError where not all have the same names in `more`."""
         first = batches[0]
+        names = [batch.more.keys() for batch in batches]
+        if lost := sorted(set().union(*names) - set(names[0]).intersection(*names)):
+            raise ValueError(f"'{lost[0]}' is in some of the batches that are joined and not in all")
         own = {name: join([getattr(batch, name) for batch in batches]) for name in first.tensors() if name != "more"}
         more = {name: join([batch.more[name] for batch in batches]) for name in first.more}
         return replace(first, **{**own, "more": more, **changed})

@@ -4,6 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from runner.__main__ import main
+from runner.command.compose import compose as product
 from runner.command.listing import GROUPS
 from runner.core.mistake import ConfigError
 from runner.record.identity import identity
@@ -32,8 +33,9 @@ def said(capsys, tmp_path, monkeypatch):
 def test_a_group_of_one_takes_one_option(group, said):
     for words in ([f"{group}=[a,b]"], [f"{group}=[a]"], [f"{group}=[]"], ["-m", f"{group}=[a,b],c"]):
         assert f"-m {group}=a,b" in said(*words)
-    with pytest.raises(ConfigError, match="takes one option"):
-        compose(f"{group}=[a,b]")
+    for make in (compose, product):
+        with pytest.raises(ConfigError, match="takes one option"):
+            make(f"{group}=[a,b]")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,10 @@ def test_a_name_is_put_once_and_the_batch_it_was_put_in_stays():
     assert batch.put(other=batch.x).more.keys() == {"view", "who", "other"}
     assert batch.more.keys() == {"view", "who"}
     assert Batch(batch.x, batch.y, batch.index).more == {}
+    plain = Batch(batch.x, batch.y, batch.index, weight=batch.weight)
+    for pair in ([plain, batch], [batch, plain]):
+        with pytest.raises(ValueError, match="'view' is in some of the batches"):
+            Batch.stack(pair)
 
 
 def test_other_outputs_are_detached_and_joined():
@@ -111,8 +115,8 @@ def test_the_method_shown_with_clients_and_quantized(steady):
         run = trainer(*SMALL, *words, *steady)
         start = run.weights.clone()
         assert sum(1 for _ in updates(run, 2)) == 2
-        memory = run.hooks.named["steady"].memory
-        assert memory.any() or "federated" in run.hooks.named  # where it is the client's own
+        seen = run.hooks.named["steady"].memory.any(-1).sum()  # the clients share it: each sample has one client
+        assert seen == (len(run.dataset.train) if words is clients else 2 * 8)
         assert torch.isfinite(run.weights.data).all() and not torch.equal(run.weights.data, start)
 
 
@@ -132,9 +136,15 @@ class Heads(Mlp):
 
 
 class Small(Hook):
-    """Half the mean square of the second head."""
+    """Half the mean square of the second head, which is also noted."""
 
     replicas = True
+
+    def observe(self, run, out, batch):
+        self.noted = out.more["second"].clone()
+
+    def state_dict(self):
+        return {"noted": self.noted} if hasattr(self, "noted") else {}
 
     def loss(self, run, out, batch):
         return out.more["second"].square().mean() / 2

@@ -16,7 +16,7 @@ from runner.engine.trainer import Trainer
 from runner.sweep.experiment import composer
 from runner.sweep.kind import floats, number
 
-GROUPS = ("model", "augment", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
+GROUPS = ("model", "augment", "sampler", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
 # What an option needs beside its name, and what keeps it small
 NEEDS = {
     "cnn": ["model.widths=[4,8]", "model.hidden=16"],
@@ -31,6 +31,7 @@ NEEDS = {
     "biper": ["quantization.ends=same"],
     "littlebit": ["quantization.ends=same"],
     "eq_net": ["quantization.ends=same"],
+    "classes": ["sampler.classes=2", "sampler.per_class=4"],
 }
 SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four

@@ -2,13 +2,18 @@
 
 import itertools
 import random
+from collections.abc import Callable
 
 
-def pairwise(axes: dict[str, list[str]], seed: int = 0) -> list[dict[str, str]]:
-    """Greedy: each row is built axis by axis, taking the value that covers most uncovered pairs, best of 20 tries."""
-    rng = random.Random(seed)
+def pairwise(axes: dict[str, list[str]], apart: Callable[[dict], bool] = lambda row: False) -> list[dict[str, str]]:
+    """Greedy: each row is built axis by axis, taking the value that covers most uncovered pairs, best of 20 tries.
+
+    apart : whether a row, which may be a part of one, has values that do not go together.
+    """
+    rng = random.Random(0)
     names = list(axes)
     left = {frozenset([(a, x), (b, y)]) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
+    left = {pair for pair in left if not apart(dict(pair))}
     rows = []
     while left:
         best: tuple[int, dict] = (-1, {})
@@ -19,6 +24,7 @@ def pairwise(axes: dict[str, list[str]], seed: int = 0) -> list[dict[str, str]]:
                     gains = [
                         (sum(frozenset([(name, value), item]) in left for item in row.items()), rng.random(), value)
                         for value in axes[name]
+                        if not apart({**row, name: value})
                     ]
                     row[name] = max(gains)[2]
             gain = sum(frozenset(pair) in left for pair in itertools.combinations(row.items(), 2))

@@ -14,6 +14,7 @@ FLOORS = [
         "dataset",
         "model",
         "augment",
+        "sampler",
         "loss",
         "risk",
         "optim",

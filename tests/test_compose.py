@@ -31,6 +31,8 @@ ASCENTS |= {"robust_weight_perturbation": "sharpness.steps"}
 
 def words(group: str, option: str) -> list[str]:
     more = NEEDS.get(option, []) if group in ("model", "quantization") else []
+    if (group, option) == ("sampler", "classes"):
+        more = ["sampler.classes=3", "sampler.per_class=2"]  # BASE has six samples a batch
     if group == "federated" and option != "none":
         more = ["federated.clients=2", "federated.rounds=2", "federated.minimum=2"]
     if group == "augment" and option == "cutout":
@@ -89,7 +91,15 @@ AXES = {
 }
 AXES["precision"] = ["fp32", "bf16", "fp16"]
 AXES["accumulate"] = ["1", "2"]
-ROWS = pairwise(AXES)
+
+
+def refused(row: dict[str, str]) -> bool:
+    """Pairs that do not go together, which test_sampler sees refused."""
+    cut = row.get("sampler") == "classes" and row.get("accumulate") == "2"
+    return cut or row.get("federated", "none") != "none" and row.get("sampler") in ("balanced", "single", "classes")
+
+
+ROWS = pairwise(AXES, refused)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row.values()))
@@ -101,7 +111,7 @@ def test_every_pair_of_options_trains_two_steps(row):
 def test_the_pairs_are_all_there():
     for (a, xs), (b, ys) in itertools.combinations(AXES.items(), 2):
         for x, y in itertools.product(xs, ys):
-            assert any(row[a] == x and row[b] == y for row in ROWS)
+            assert refused({a: x, b: y}) or any(row[a] == x and row[b] == y for row in ROWS)
 
 
 def everything(run) -> dict:

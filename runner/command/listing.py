@@ -3,7 +3,7 @@
 from pathlib import Path
 
 GROUPS = (
-    "model", "dataset", "augment", "loss", "risk", "optim", "schedule",
+    "model", "dataset", "augment", "sampler", "loss", "risk", "optim", "schedule",
     "sharpness", "quantization", "federated", "hook", "logger",
 )  # fmt: skip
 MANY = ("augment", "hook", "logger")  # groups of which any number of options may be chosen

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from runner.core.batch import Batch
 from runner.core.blame import blame
 from runner.core.mistake import ConfigError
 from runner.dataset import Dataset, Images, Split
+from runner.sampler import Sampler, turns
 
 
 class Loader:
@@ -31,6 +33,7 @@ class Loader:
     device : where batches go.
     batch_size : samples of a step, over all ranks.
     augments : in the order in which they apply, within each of the two phases.
+    sampler : prepared: which samples an epoch visits, in which order. Default: all, every epoch in an order of its own.
     workers : processes that decode. Default 0: decode in this one.
     drop_last : leave out an epoch's last, smaller batch. Default False.
     channels_last : memory format of image batches. Default False.
@@ -50,6 +53,7 @@ class Loader:
         batch_size: int,
         seed: int,
         augments: list[Augment] = (),
+        sampler: Sampler | None = None,
         workers: int = 0,
         drop_last: bool = False,
         channels_last: bool = False,
@@ -59,7 +63,6 @@ class Loader:
     ):
         self.device, self.batch_size, self.seed, self.workers = torch.device(device), batch_size, seed, workers
         self.rank, self.world, self.dtype = rank, world, dtype
-        self.samples, self.bag = len(dataset.train), dataset.bag_size
         self.pixel_augments = [a for a in augments if type(a).pixels is not Augment.pixels]
         self.batch_augments = [a for a in augments if type(a).batch is not Augment.batch]
         self.wide = dtype if dtype.itemsize >= 4 else torch.float32
@@ -73,7 +76,11 @@ class Loader:
         self._train = self._on_device(dataset.train)
         self._workers: DataLoader | None = None
         self.drop_last = drop_last
-        self.steps_per_epoch = self.steps(self.samples)
+        if sampler is None:
+            sampler = Sampler()
+            sampler.prepare(dataset.train, batch_size, seed, dataset.bag_size)
+        self.sampler = sampler
+        self.steps_per_epoch = self.steps(self.sampler.length)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The training steps of an epoch, from step `start` on."""
@@ -87,31 +94,43 @@ class Loader:
     def visit(self, order: Tensor, epoch: int, start: int = 0, client: int = 0) -> Iterator[Batch]:
         """Batches of the training samples (M,) in this order, from step `start` on; of a client of a federation, whose
         batches draw for themselves what belongs to a batch."""
-        steps = range(start, self.steps(len(order)))
+        steps, keys = range(start, self.steps(len(order))), self.keys(order)
+        again = keys is not order
         shares = [self._share(step, len(order)) for step in steps]
         if isinstance(self._train.base, Tensor):
             for step, share in zip(steps, shares, strict=True):
                 total = self._total(step, len(order))
-                yield self.batch(order[share], epoch, step, client, total)
+                yield self.batch(order[share], epoch, step, client, total, keys[share] if again else None)
         else:
-            on_cpu = order.cpu()
-            indices = (on_cpu[share] for share in shares)
-            plan = (list(zip(index.tolist(), self._item_seeds(epoch, index), strict=True)) for index in indices)
+            rows, seeds = order.cpu(), self._item_seeds(epoch, keys.cpu())
+            plan = (list(zip(rows[share].tolist(), seeds[share].tolist(), strict=True)) for share in shares)
             for step, share, x in zip(steps, shares, self._training_items(plan), strict=True):
                 x = x.to(self.device, non_blocking=True)
-                yield self._training(epoch, step, order[share], x, self._total(step, len(order)), client)
+                total = self._total(step, len(order))
+                yield self._training(epoch, step, order[share], x, total, client, keys[share] if again else None)
 
-    def batch(self, index: Tensor, epoch: int = 0, step: int = 0, client: int = 0, total: int | None = None) -> Batch:
+    def batch(
+        self,
+        index: Tensor,
+        epoch: int = 0,
+        step: int = 0,
+        client: int = 0,
+        total: int | None = None,
+        keys: Tensor | None = None,
+    ) -> Batch:
         """The training samples at `index` (B,) as a batch of an epoch's step; not for images decoded on demand. total :
-        of the whole batch, where this is a part of one."""
+        of the whole batch, where this is a part of one. keys : of their random numbers, where not their index."""
         rows = self._train.rows
         x = self._train.base.index_select(0, index if rows is None else rows.index_select(0, index))
-        return self._training(epoch, step, index, x, len(index) if total is None else total, client)
+        return self._training(epoch, step, index, x, len(index) if total is None else total, client, keys)
 
     def order(self, epoch: int) -> Tensor:
-        """The training samples in the order in which the epoch visits them: bag after bag."""
-        bags = torch.from_numpy(keyed.generator(self.seed, "order", epoch).permutation(self.samples // self.bag))
-        return (bags.unsqueeze(1) * self.bag + torch.arange(self.bag)).flatten().to(self.device)
+        """The training samples that an epoch visits, in turn."""
+        return self.sampler.order(epoch).to(self.device)
+
+    def keys(self, order: Tensor) -> Tensor:
+        """What random numbers of the samples in this order are keyed by: their index; one that comes again, anew."""
+        return order if self.sampler.whole else order + turns(order) * len(self._train)
 
     def evaluate(self, split: Split, batch_size: int) -> Iterator[Batch]:
         """The samples of a split in order, without augmentation; each rank its contiguous share of the split."""
@@ -142,14 +161,19 @@ class Loader:
         low, high = self._part(self._total(step, samples))
         return slice(step * self.batch_size + low, step * self.batch_size + high)
 
-    def _training(self, epoch: int, step: int, index: Tensor, x: Tensor, total: int, client: int = 0) -> Batch:
+    def _training(
+        self, epoch: int, step: int, index: Tensor, x: Tensor, total: int, client: int = 0, keys: Tensor | None = None
+    ) -> Batch:
         split, draw = self._train, None
         if self.pixel_augments or self.batch_augments:
-            draw = Draw(self.seed, epoch, step, index, client)
+            draw = Draw(self.seed, epoch, step, index if keys is None else keys, client)
         for augment in self.pixel_augments:
             x = augment.pixels(x, draw)
         domain = None if split.domain is None else split.domain[index]
         batch = Batch(self._normalise(x), split.y.index_select(0, index), index, domain, total=total)
+        if about := self.sampler.about(epoch, step, index):
+            own = {name: about.pop(name) for name in ("weight", "domain", "y") if name in about}
+            batch = replace(batch, **own).put(**about)
         for augment in self.batch_augments:
             batch = augment.batch(batch, draw)
         return batch
@@ -169,9 +193,9 @@ class Loader:
 
     # ---- images decoded on demand
 
-    def _item_seeds(self, epoch: int, index: Tensor) -> list[int]:
-        low, high = (keyed.uniform(self.seed, "item", epoch, index, 2).double() * 2**24).long().unbind(1)
-        return (low + (high << 24)).tolist()
+    def _item_seeds(self, epoch: int, keys: Tensor) -> Tensor:
+        low, high = (keyed.uniform(self.seed, "item", epoch, keys, 2).double() * 2**24).long().unbind(1)
+        return low + (high << 24)
 
     def _training_items(self, batches: Iterator[list]) -> Iterator[Tensor]:
         if self._workers is None:

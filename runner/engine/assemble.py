@@ -89,12 +89,16 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
     model = build(config["model"], "model", **context)
     images_last = channels_last(train, model, device)
+    sampler = build(config["sampler"], "sampler")
+    with as_config_error(f"sampler={config['choices']['sampler']}"):
+        parts.prepare(sampler, dataset, train.batch_size, config["seed"])
     loader = Loader(
         dataset,
         device,
         train.batch_size,
         config["seed"],
         augments,
+        sampler,
         workers=train.workers,
         drop_last=train.drop_last,
         channels_last=images_last,
@@ -102,7 +106,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         world=distributed.world,
         dtype=torch.get_default_dtype(),
     )
-    _check_batches(loader, len(dataset.train), train)
+    _check_batches(loader, train)
     memory_format = torch.channels_last if images_last else torch.preserve_format
     masks = Masks([config["seed"]])
     model = masks.install(model).to(device, memory_format=memory_format)
@@ -152,6 +156,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
     federated = build(config["federated"], "federated", **server)
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
+    if isinstance(sampler, Hook):
+        hooks = {"sampler": sampler} | hooks
     if isinstance(transform, Hook):
         hooks = {"quantization": transform} | hooks
     if transform.begin:
@@ -265,11 +271,11 @@ def as_config_error(where: str):
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _check_batches(loader: Loader, samples: int, train: Train) -> None:
+def _check_batches(loader: Loader, train: Train) -> None:
     if loader.steps_per_epoch == 0:
         raise ConfigError(
-            f"train.batch_size={train.batch_size}: an epoch of {samples} samples has no whole batch to share among "
-            f"{distributed.world} process(es); take a smaller batch or train.drop_last=false"
+            f"train.batch_size={train.batch_size}: an epoch of {loader.sampler.length} samples has no whole batch to "
+            f"share among {distributed.world} process(es); take a smaller batch or train.drop_last=false"
         )
 
 

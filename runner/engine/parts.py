@@ -9,8 +9,26 @@ import torch
 from runner.core import distributed
 from runner.core.batch import Batch
 from runner.core.mistake import ConfigError
+from runner.dataset import Dataset
+from runner.engine import trial
 from runner.engine.trainer import Trainer
 from runner.risk import attended
+from runner.sampler import Sampler
+
+
+def prepare(sampler: Sampler, dataset: Dataset, batch_size: int, seed: int) -> None:
+    """Make a sampler ready, and look at its first epoch: what it gives must be samples that there are."""
+    count = len(dataset.train)
+    with trial.theirs("sampler", sampler, "fails in prepare or order"):
+        sampler.prepare(dataset.train, batch_size, seed, dataset.bag_size)
+        order = sampler.order(0)
+    expected = f"samples of 0 to {count - 1} as a tensor ({sampler.length},) in int64"
+    fits = isinstance(order, torch.Tensor) and order.shape == (sampler.length,) and order.dtype == torch.int64
+    if not fits or (len(order) and not 0 <= order.min() <= order.max() < count):
+        raise trial.wrong("sampler", sampler, "order", expected, order)
+    if sampler.whole and len(order.unique()) < len(order):
+        raise ConfigError(f"sampler: {trial.named(sampler)}.order visits a sample twice in an epoch: set whole = False")
+    dataset.notices += sampler.notices()
 
 
 def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) -> None:
@@ -24,8 +42,12 @@ def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) 
         run.notices.append(
             f"sharpness.m={m}: no batch has more than {size} samples, one perturbation is for all of them"
         )
-    found = (of for own in epochs for of in batches(run, *own))
-    size, why, instead = min((part for of in found for part in cut(run, *of)), key=lambda part: part[0])
+    every = [part for own in epochs for of in batches(run, *own) for part in cut(run, *of)]
+    block = run.loader.sampler.block
+    for size, why, _ in every:
+        if size % block:
+            raise ConfigError(f"{why} has {size} samples, and the sampler puts {block} together: it must be a multiple")
+    size, why, instead = min(every, key=lambda part: part[0])
     if size == 1 and (fault := refusal(run, example)):
         comma = "," if "," in why else ""
         raise ConfigError(

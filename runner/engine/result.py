@@ -10,7 +10,7 @@ from runner.core import distributed, output
 from runner.engine.final import Final
 from runner.engine.trainer import Trainer
 from runner.record.environment import code
-from runner.record.identity import identity
+from runner.record.identity import apart, identity
 
 
 def heading(config: dict, overrides: list[str], trainer: Trainer, federated, place: Path) -> str:
@@ -24,7 +24,9 @@ def heading(config: dict, overrides: list[str], trainer: Trainer, federated, pla
     expected = plain | dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     choices = config["choices"]
     chosen = " ".join(
-        f"{group}={choices[group]}{'' if choices[group] == expected[group] else '*'}" for group in SINGLES
+        f"{group}={choices[group]}{'' if choices[group] == expected[group] else '*'}"
+        for group in SINGLES
+        if group not in apart(config)
     )
     lists = " ".join(f"{group}=[{','.join(config[group])}]" for group in LISTS if config[group])
     data, sizes = trainer.dataset, []

@@ -7,6 +7,7 @@ import torch
 from runner.core.batch import Batch
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
+from runner.sampler import Sampler
 
 
 class Unpackable(Exception):
@@ -105,19 +106,23 @@ class StackedLoader:
         self.rows = torch.stack(
             [(every if split.rows is None else split.rows) + starts[id(split.base)] for split in splits]
         )
-        self.samples = len(splits[0])
         self.y = torch.cat([split.y for split in splits])
         self.domain = None if splits[0].domain is None else torch.cat([split.domain for split in splits])
-        self.offsets = torch.arange(len(splits), device=first.device).unsqueeze(1) * self.samples
+        self.offsets = torch.arange(len(splits), device=first.device).unsqueeze(1) * len(splits[0])
         same = all(torch.equal(x.mean, first.mean) and torch.equal(x.scale, first.scale) for x in loaders)
-        self.alike = same and not first.pixel_augments and not first.batch_augments
+        self.alike = same and not (first.pixel_augments or first.batch_augments)
+        self.alike &= type(first.sampler).about is Sampler.about
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = torch.stack([loader.order(epoch) for loader in self.loaders])
-        where = self.rows.gather(1, order)
+        where, keys = (
+            self.rows.gather(1, order),
+            [loader.keys(own) for loader, own in zip(self.loaders, order, strict=True)],
+        )
+        samples = order.shape[1]
         first = self.loaders[0]
         for step in range(start, self.steps_per_epoch):
-            share, total = first._share(step, self.samples), first._total(step, self.samples)
+            share, total = first._share(step, samples), first._total(step, samples)
             index = order[:, share]
             x = self.base.index_select(0, where[:, share].flatten())
             if self.alike:
@@ -129,5 +134,10 @@ class StackedLoader:
                 )
                 yield Batch(x, y, index, domain, total=total, lead=1)
             else:
-                parts = zip(self.loaders, index, x.unflatten(0, index.shape), strict=True)
-                yield Batch.stack([loader._training(epoch, step, own, inputs, total) for loader, own, inputs in parts])
+                parts = zip(self.loaders, index, x.unflatten(0, index.shape), keys, strict=True)
+                yield Batch.stack(
+                    [
+                        loader._training(epoch, step, own, inputs, total, 0, key[share])
+                        for loader, own, inputs, key in parts
+                    ]
+                )

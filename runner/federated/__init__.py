@@ -23,7 +23,7 @@ class Federated(Hook):
 
     def epochs(self, run) -> Iterator[tuple[int, int, str]]:
         """Training samples that are visited in turn, for how many steps, and whose they are, for a message."""
-        yield len(run.dataset.train), run.steps, "an epoch of"
+        yield run.loader.sampler.length, run.steps, "an epoch of"
 
     def describe(self, run) -> str:
         """The amount of work, for the run's heading."""

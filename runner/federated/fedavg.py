@@ -149,6 +149,8 @@ class FedAvg(Federated):
     def start(self, run: Trainer) -> None:
         if distributed.world > 1:
             raise ValueError("clients share one process; start it without torchrun")
+        if not run.loader.sampler.whole:
+            raise ValueError("clients visit their own samples, each once an epoch: use sampler=shuffle or weighted")
         if run.dataset.bag_size > 1:
             raise ValueError("samples are dealt to clients one by one, which takes bags apart: set dataset.bag_size=1")
         train, val = run.dataset.train, run.dataset.val

@@ -8,13 +8,22 @@ from pathlib import Path
 APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices", "sweep"}
 APART_TRAIN = {"workers", "eval_batch_size", "save_minutes", "threads"}
 
+# Groups that came after runs had been made, with the node that says what was so for all of those
+LATER = {"sampler": {"_target_": "runner.sampler.Sampler"}}
+
+
+def apart(config: dict) -> set[str]:
+    """The keys of this config that are no part of what it computes, and those that a config of earlier had not and
+    that say what was so then."""
+    return APART | {group for group, plain in LATER.items() if config.get(group, plain) == plain}
+
 
 def identity(config: dict) -> str:
     """Ten hexadecimal digits of what a run computes: its config less what does not change the result.
 
     Of `checkpoint` the weights count, wherever they lie. Raises ConfigError where there are none.
     """
-    core = {key: value for key, value in config.items() if key not in APART and key != "checkpoint"}
+    core = {key: value for key, value in config.items() if key not in apart(config) and key != "checkpoint"}
     if where := config.get("checkpoint"):
         from runner.record import origin  # not above: a config without one needs no torch
 

@@ -49,6 +49,7 @@ def folder(cwd):
         (["optim=sam", "hook=[ema,clip]"], []),  # one perturbation for the whole batch, over both processes
         (["optim=adamw", "train.accumulate=2"], ["train.accumulate=1"]),
         (["optim._target_=tests.engine.test_passes.ByLoss", "hook=clip"], []),  # an optimizer that uses the loss
+        (["dataset.imbalance=3", "sampler=balanced"], []),  # samples that come again in an epoch
     ],
     ids=lambda words: " ".join(words),
 )

@@ -204,7 +204,8 @@ def two_steps(trainer, transform, calibration: Batch, parts: list[str]) -> None:
     """Take two steps of a few samples with a trainer that is not used for anything else; the parts at these nodes are
     watched. Raises ConfigError."""
     loader, model = trainer.loader, trainer.model
-    loader.workers, loader.batch_size = 0, min(loader.batch_size, SAMPLES * loader.bag)
+    few = SAMPLES * trainer.dataset.bag_size * loader.sampler.block
+    loader.workers, loader.batch_size = 0, min(loader.batch_size, few)
     trainer.forward = model  # not compiled
     model.train()
     taken = _watch(trainer, parts)

@@ -32,6 +32,9 @@ NEEDS = {
     "littlebit": ["quantization.ends=same"],
     "eq_net": ["quantization.ends=same"],
     "classes": ["sampler.classes=2", "sampler.per_class=4"],
+    "diffusion": ["model=mlp_time", "model.width=16", "model.depth=1"],
+    "mlp_time": ["loss=diffusion", "model.width=16", "model.depth=1"],
+    "ntxent": ["loss.out=8"],
 }
 SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four
@@ -51,7 +54,7 @@ def words(group: str, option: str) -> list[str]:
     """A small run that differs from the default by this option."""
     chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
     small = ["train.batch_size=8", "train.epochs=8", "device=cpu", chosen, *NEEDS.get(option, [])]
-    return small if group == "model" else [*small, "model.hidden=[16]"]
+    return small if any(word.startswith("model=") for word in small) else [*small, "model.hidden=[16]"]
 
 
 def numbers(group: str, option: str) -> list[str]:

@@ -23,6 +23,8 @@ class Mixup(Augment):
     classes : C, given by the data set.
     """
 
+    mixes = True
+
     def __init__(self, classes: int, alpha: Positive = 1.0):
         self.classes, self.alpha = classes, alpha
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from math import inf, isfinite
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from runner.command.listing import GROUPS, MANY
+from runner.command.listing import GROUPS, MANY, conf_dir, options
 from runner.core.blame import blame, source
 from runner.core.mistake import ConfigError, suggest
 from runner.core.schema import Range, When, beyond
@@ -50,6 +50,14 @@ def locate(path: Any, where: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{where}._target_={path}: must be a class, and this is {_a(type(found).__name__)}")
     return found
+
+
+def kinds(group: str) -> dict[str, Any]:
+    """Option -> class, of the options that come with the program."""
+    import yaml
+
+    files = options(group, [conf_dir()]).items()
+    return {name: locate(yaml.safe_load(path.read_text())["_target_"], group) for name, path in files}
 
 
 def _a(word: str) -> str:

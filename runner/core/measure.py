@@ -47,6 +47,11 @@ def measures(logits: Tensor, y: Tensor, task: str, loss: "Loss | None" = None) -
     return found | {key: None for key in none if key in found}
 
 
+def rises(key: str) -> bool:
+    """Whether a larger value of the measure of this name is a better one."""
+    return key.endswith(("accuracy", "exact", "map", "auroc"))
+
+
 def broken(found: dict[str, float | None]) -> list[str]:
     """The measures that are nan or infinite because what was measured is: neither null nor undefined by the samples."""
     wrong = [key for key, value in found.items() if value is not None and not math.isfinite(value)]

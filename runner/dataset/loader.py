@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -74,6 +74,8 @@ class Loader:
         self.format = torch.channels_last if channels_last and image else torch.contiguous_format
         self._resident = [[split, None] for split in (dataset.train, dataset.val, dataset.test)]
         self._train = self._on_device(dataset.train)
+        self.views: tuple[str, ...] = ()  # what else the loss wants of a batch: see `runner.loss.Loss`
+        self.draw: Callable[[Batch, Draw], Batch] | None = None
         self._workers: DataLoader | None = None
         self.drop_last = drop_last
         if sampler is None:
@@ -165,18 +167,35 @@ class Loader:
         self, epoch: int, step: int, index: Tensor, x: Tensor, total: int, client: int = 0, keys: Tensor | None = None
     ) -> Batch:
         split, draw = self._train, None
-        if self.pixel_augments or self.batch_augments:
+        if self.draws:
             draw = Draw(self.seed, epoch, step, index if keys is None else keys, client)
-        for augment in self.pixel_augments:
-            x = augment.pixels(x, draw)
         domain = None if split.domain is None else split.domain[index]
-        batch = Batch(self._normalise(x), split.y.index_select(0, index), index, domain, total=total)
+        batch = Batch(self._pixels(x, draw), split.y.index_select(0, index), index, domain, total=total)
         if about := self.sampler.about(epoch, step, index):
             own = {name: about.pop(name) for name in ("weight", "domain", "y") if name in about}
             batch = replace(batch, **own).put(**about)
+        seen = {name: replace(batch, x=self._pixels(x, draw.of(name))) for name in self.views}
         for augment in self.batch_augments:
             batch = augment.batch(batch, draw)
-        return batch
+            seen = {name: augment.batch(view, draw.of(name)) for name, view in seen.items()}
+        return self._told(batch.put(**{name: view.x for name, view in seen.items()}) if seen else batch, draw)
+
+    def _told(self, batch: Batch, draw: Draw | None) -> Batch:
+        return batch if self.draw is None else self.draw(batch, draw)
+
+    @property
+    def draws(self) -> bool:
+        """Whether a training batch has random numbers of its own."""
+        return bool(self.pixel_augments or self.batch_augments or self.views or self.draw)
+
+    def like_training(self, batch: Batch) -> Batch:
+        """A batch of `evaluate` with what else training batches have, to try things with."""
+        return self._told(batch.put(**dict.fromkeys(self.views, batch.x)), Draw(self.seed, 0, 0, batch.index))
+
+    def _pixels(self, x: Tensor, draw: Draw | None) -> Tensor:
+        for augment in self.pixel_augments:
+            x = augment.pixels(x, draw)
+        return self._normalise(x)
 
     def _normalise(self, x: Tensor) -> Tensor:
         wide = x.to(self.wide, memory_format=self.format) if x.dim() == 4 else x.to(self.wide)

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner.command.build import build, locate
+from runner.command.build import build, kinds, locate
 from runner.command.config import Train, sources
-from runner.command.listing import conf_dir, options
 from runner.core import distributed, keyed, threads
 from runner.core.batch import Batch
 from runner.core.dropout import Masks
@@ -28,6 +27,7 @@ from runner.engine import contract, parts, trial
 from runner.engine.start import Start
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
+from runner.loss import Loss
 from runner.quantization.late import Late
 from runner.record.origin import digest
 
@@ -130,10 +130,11 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     with trial.guard("loss", loss, "has no tasks"):
         tasks = tuple(loss.tasks)
     if dataset.task not in tasks:
+        others = [name for name, kind in kinds("loss").items() if dataset.task in kind.tasks]
         raise ConfigError(
             f"loss={config['choices']['loss']} is defined for {' and '.join(tasks)}, "
             f"dataset={config['choices']['dataset']} has {dataset.task}; "
-            f"for that there are loss={', '.join(_losses_for(dataset.task))}"
+            f"for that there are loss={', '.join(others)}"
         )
     origin = None
     if start is not None:
@@ -147,6 +148,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
             **facts,
         }
         dataset.notices += lines
+    loader.views, loader.draw = loss.views, None if type(loss).draw is Loss.draw else loss.draw
+    parts.together(config, loss, model, dataset)
+    example = loader.like_training(example)
     risk = build(config["risk"], "risk", **context).to(device)
     trial.value(model, loss, risk, out, example, dataset.classes)
     with as_config_error("model"):
@@ -196,7 +200,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise trial.wrong(where, part, "notices", "a list of lines", lines)
         trainer.notices += lines
-    if not loss.probabilities and dataset.task != "regression":
+    if loss.predicts and not loss.probabilities and dataset.task != "regression":
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
             f"are null{', but for those after temperature scaling' if dataset.val is not None else ''}"
@@ -233,16 +237,6 @@ def work(train: Train, model: torch.nn.Module, example: Batch) -> int:
     model.train()
     torch.set_rng_state(random)
     return found * math.ceil(train.batch_size / (distributed.world * train.accumulate))
-
-
-def _losses_for(task: str) -> list[str]:
-    """The options of conf/loss that are defined for the task, which their classes say."""
-    import yaml
-
-    targets = {
-        name: yaml.safe_load(path.read_text())["_target_"] for name, path in options("loss", [conf_dir()]).items()
-    }
-    return [name for name, target in targets.items() if task in locate(target, "loss").tasks]
 
 
 def calibration_batch(dataset, loader: Loader, seed: int, size: int) -> Batch | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runner.augment import Draw
 from runner.core import checkpoint, distributed
 from runner.core.measure import (
     OF_PROBABILITIES,
@@ -45,11 +46,11 @@ class Final:
 def final(trainer: Trainer) -> dict[str, Final]:
     """Of the weights at the last step as the hooks present them, `last`, and of those in best_val.pt, `best_val`.
 
-    Empty where the targets are not classes; without `best_val` where nothing is held out for validation. The weights
-    are as before. To be called by all processes of a run.
+    Empty where the targets are not classes or the loss predicts none; without `best_val` where nothing is held out for
+    validation. The weights are as before. To be called by all processes of a run.
     """
     data = trainer.dataset
-    if data.task != "classes":
+    if not trainer.guesses:
         return {}
     splits = [split for split in (data.test, data.val) if split is not None]
     found = {"last": of([trainer.predict(split) for split in splits], data.class_counts, trainer.loss)}
@@ -63,6 +64,22 @@ def final(trainer: Trainer) -> dict[str, Final]:
                 predicted = [trainer.predict_as_is(split) for split in splits]
             found["best_val"] = of(predicted, data.class_counts, trainer.loss)
     return found
+
+
+@torch.no_grad()
+def samples(trainer: Trainer, count: int = 64) -> Tensor | None:
+    """What the loss makes of noise with the weights at the last step as the hooks present them, in the data set's raw
+    units and range; None where it makes nothing. The same whenever it is asked."""
+    loss, data, loader = trainer.loss, trainer.dataset, trainer.loader
+    if type(loss).sample is Loss.sample:
+        return None
+    like = next(loader.evaluate(data.train.select(torch.arange(min(count, len(data.train)))), count))
+    trainer.model.eval()
+    with trainer.hooks.weights(trainer):
+        made = loss.sample(trainer.outputs, like, Draw(loader.seed, 0, 0, like.index)).to(loader.mean.dtype)
+    trainer.model.train()
+    made = made / loader.scale + loader.mean
+    return (made if data.bounds is None else made.clamp(*data.bounds)).cpu()
 
 
 def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int], loss: Loss) -> Final:

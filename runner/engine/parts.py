@@ -1,17 +1,20 @@
 """The parts in which samples reach the model, the smallest of which is known before the first step."""
 
+import inspect
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
 
+from runner.command.build import kinds, locate
 from runner.core import distributed
 from runner.core.batch import Batch
 from runner.core.mistake import ConfigError
 from runner.dataset import Dataset
 from runner.engine import trial
 from runner.engine.trainer import Trainer
+from runner.loss import Loss
 from runner.risk import attended
 from runner.sampler import Sampler
 
@@ -29,6 +32,41 @@ def prepare(sampler: Sampler, dataset: Dataset, batch_size: int, seed: int) -> N
     if sampler.whole and len(order.unique()) < len(order):
         raise ConfigError(f"sampler: {trial.named(sampler)}.order visits a sample twice in an epoch: set whole = False")
     dataset.notices += sampler.notices()
+
+
+def together(config: dict, loss: Loss, model: torch.nn.Module, dataset: Dataset) -> None:
+    """Raise ConfigError where this loss asks for what this model, these data or the other options do not give."""
+    name = f"loss={config['choices']['loss']}"
+    if loss.needs and not takes(model, loss.needs):
+        others = [option for option, kind in kinds("model").items() if takes(kind, loss.needs)]
+        raise ConfigError(
+            f"{name} calls the model with {' and '.join(loss.needs)}, which model={config['choices']['model']} does "
+            f"not take; those that do are model={', '.join(others)}"
+        )
+    augments, hooks = (
+        {option: locate(node["_target_"], group) for option, node in config[group].items()}
+        for group in ("augment", "hook")
+    )
+    for option in (option for option, kind in augments.items() if getattr(kind, "mixes", False)):
+        if loss.views or not loss.predicts:
+            raise ConfigError(f"augment={option} mixes samples, and {name} wants each alone")
+    for option in (option for option, kind in hooks.items() if getattr(kind, "predictions", False)):
+        if not loss.predicts:
+            raise ConfigError(f"hook={option} goes by predictions, and {name} makes none")
+    if loss.views and getattr(dataset.train.base, "random_crop", False):
+        raise ConfigError(
+            f"{name} wants several views, and streamed images are cropped once: set dataset.random_crop=false"
+        )
+    if not loss.predicts and (quantization := config["choices"]["quantization"]) != "none":
+        raise ConfigError(
+            f"quantization={quantization} measures what is deployed by its predictions, and {name} makes none: set "
+            "quantization=none"
+        )
+
+
+def takes(model: torch.nn.Module | type, words: Iterable[str]) -> bool:
+    """Whether the model's forward has these keywords."""
+    return set(words) <= inspect.signature(model.forward).parameters.keys()
 
 
 def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) -> None:
@@ -103,7 +141,7 @@ def refusal(run: Trainer, example: Batch) -> str | None:
     try:
         with torch.no_grad(), run.statistics(live=False), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            out = run.outputs(one.x)
+            out = run.loss.ask(run.outputs, one)
             losses = run.loss(out, one)
             value = run.risk(attended(losses, one), one)
     except Exception as error:

@@ -354,9 +354,14 @@ class _Parts(nn.Module):
         self.model, self.loss, self.risk = model, loss, risk
 
     def forward(self, run: Replicas, seen: Seen, batch: Batch) -> tuple[Tensor, Output]:
-        with run.precision.autocast(), padding.left_out(run.norms, batch.mask):
-            out = self.model(batch.x)
-        out = self.loss.head(out)
+        def net(x: Tensor, **given: Tensor) -> Output:
+            times = len(x) // len(batch)  # several versions of every sample
+            mask = batch.mask if times == 1 or batch.mask is None else batch.mask.repeat(times)
+            with run.precision.autocast(), padding.left_out(run.norms, mask):
+                out = self.model(x, **given)
+            return self.loss.head(out)
+
+        out = self.loss.ask(net, batch)
         return run.hooks.loss(seen, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
 

@@ -11,6 +11,7 @@ from runner.engine.final import Final
 from runner.engine.trainer import Trainer
 from runner.record.environment import code
 from runner.record.identity import apart, identity
+from runner.record.lines import shown
 
 
 def heading(config: dict, overrides: list[str], trainer: Trainer, federated, place: Path) -> str:
@@ -137,16 +138,14 @@ def summary(result: dict) -> str:
         ("best_test", "best epoch on test (not for reporting)"),
     ):
         if line := result.get(key):
-            shown = "  ".join(
-                f"{name} {100 * value:.2f} %" if "accuracy" in name else f"{name} {value:.4f}"
-                for name, value in line.items()
-                if name in SUMMARY and value is not None
-            )
-            lines.append(f"{label:<39} epoch {line['epoch']:>3}  {shown}")
+            test = {name: value for name, value in line.items() if name.startswith("test_") and value is not None}
+            own = [name for name in test if name in SUMMARY] or test  # of a loss that has measures of its own, all
+            values = "  ".join(f"{name} {shown(name, test[name])}" for name in own)
+            lines.append(f"{label:<39} epoch {line['epoch']:>3}  {values}")
     if found := result.get("quantization"):
         names = ("full", "fake", "deployed", "onnx")
         accuracy = {name: (found.get(name) or {}).get("test_accuracy") for name in names}
-        shown = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
+        values = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
         size = f"{found['bytes']:,} bytes, {found['bytes_full']:,} in full precision"
-        lines.append(f"{'quantized, on test':<39} {shown}  {size}")
+        lines.append(f"{'quantized, on test':<39} {values}  {size}")
     return "\n".join(lines)

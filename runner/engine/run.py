@@ -6,6 +6,7 @@ import sys
 import tempfile
 import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from runner.core import checkpoint, distributed, output
 from runner.core.mistake import ConfigError
 from runner.engine import diagnose, trial
 from runner.engine.assemble import Elsewhere, as_config_error, assemble, prepare
-from runner.engine.final import final
+from runner.engine.final import final, samples
 from runner.engine.result import heading, pictures_of, result_of, summary
 from runner.engine.trainer import Trainer
 from runner.record import again, provenance
@@ -174,7 +175,13 @@ class Job:
             result["quantization"] = quantized
             for key, name in (("fake", "fake-quantized"), ("deployed", "deployed")):
                 diagnose.check_measures(self.trainer, name, quantized[key])
-        self.record.finish(result, pictures_of(result))
+        drawn = pictures_of(result)
+        if (made := samples(self.trainer)) is not None and distributed.rank == 0:
+            from runner.record import grid
+
+            grid.save(self.folder, made.numpy(), self.trainer.dataset.bounds)
+            drawn["samples.png"] = partial(grid.draw, self.folder)
+        self.record.finish(result, drawn)
         return result
 
 

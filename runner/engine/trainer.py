@@ -12,7 +12,7 @@ from runner.command.config import Train
 from runner.core import checkpoint, distributed
 from runner.core.batch import Batch, Output, Pass
 from runner.core.dropout import Draws, Masks
-from runner.core.measure import measures
+from runner.core.measure import measures, rises
 from runner.core.precision import Overflow, Precision
 from runner.core.statistics import average, frozen
 from runner.core.weights import Weights
@@ -87,6 +87,7 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # e.g. running statistics
         self.norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
+        self.guesses = dataset.task == "classes" and loss.predicts  # whether an epoch's right answers are counted
         self.count = 0  # updates so far; a step skipped for overflow counts, as its data are used up
         self.loss_sum = torch.zeros((), device=device)  # over this epoch's samples, as the next two
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -139,15 +140,15 @@ class Trainer:
         self.count += 1
         return asked.loss
 
-    def outputs(self, x: Tensor) -> Output:
+    def outputs(self, x: Tensor, **given: Tensor) -> Output:
         """The model's output as the loss takes it, in a pass or for a hook that needs another."""
         with self.precision.autocast():
-            out = self.forward(x)
+            out = self.forward(x, **given)
         return self.loss.head(out)
 
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
-        out = self.outputs(batch.x)
+        out = self.loss.ask(self.outputs, batch)
         return self.hooks.loss(self, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
@@ -188,7 +189,7 @@ class Trainer:
         self.observe(first.out, batch)
         self.loss_sum.add_(first.loss, alpha=samples)
         self.samples += len(batch)
-        if self.dataset.task == "classes":
+        if self.guesses:
             target = batch.y if batch.y.dim() == 1 + batch.lead else batch.y.argmax(-1)
             self.correct += (first.out.logits.argmax(-1) == target).sum(-1)
 
@@ -278,7 +279,7 @@ class Trainer:
         self.samples = 0
         line = {"step": self.count, "epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
         line["train_loss"] = loss / samples if samples else float("nan")
-        if self.dataset.task == "classes":
+        if self.guesses:
             line["train_accuracy"] = correct / samples if samples else float("nan")
         if epoch % self.train.eval_every == 0 or self.count == self.steps:
             for name, split in (("val", self.dataset.val), ("test", self.dataset.test)):
@@ -303,7 +304,9 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, split: Split) -> dict[str, float | None]:
         """Measures of the model, as the hooks present it, over a whole split."""
-        return self.measured(*self.predict(split))
+        average(self.model.buffers())
+        with self.hooks.weights(self):
+            return self.loss.evaluate(self, split)
 
     def measured(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
         """Measures of what `predict` gives."""
@@ -318,15 +321,15 @@ class Trainer:
             return self.predict_as_is(split, model)
 
     @torch.no_grad()
-    def predict_as_is(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The same of the model with the weights that it has."""
+    def predict_as_is(self, split: Split, model: nn.Module | None = None, of: str = "logits") -> tuple[Tensor, Tensor]:
+        """The same of the model with the weights that it has; or of its `features`."""
         forward = model or self.forward
         logits, targets = [], []
         self.model.eval()
         for batch in self.loader.evaluate(split, self.train.eval_batch_size):
             with self.precision.autocast():
                 out = forward(batch.x)
-            logits.append(self.loss.head(out).logits.float())
+            logits.append(getattr(self.loss.head(out), of).float())
             targets.append(batch.y)
         self.model.train()
         logits, targets = torch.cat(logits), torch.cat(targets)
@@ -337,8 +340,8 @@ class Trainer:
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
         """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""
-        key, better = ("accuracy", 1) if "accuracy" in found else (next(iter(found)), -1)
-        best = self.best.get(name)
+        key, best = next(iter(found)), self.best.get(name)
+        better = 1 if rises(key) else -1
         if math.isfinite(found[key]) and (best is None or better * found[key] > better * best["by"]):
             self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
             if distributed.rank == 0:

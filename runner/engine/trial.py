@@ -1,8 +1,8 @@
 """Do the parts of a run keep to their seams? Tried before anything is written, so that a mistake is one line.
 
 `output` and `value` look at one forward of two samples, for every run. A run with a part that is not this package's
-takes two steps more, in objects of its own that are thrown away (`two_steps`): every method of such a part is called
-as training calls it, and what it returns is looked at. Neither costs anything later on.
+takes two steps more, in objects that are thrown away (`two_steps`): every method of such a part is called as training
+calls it, and what it returns is looked at.
 """
 
 import copy
@@ -120,10 +120,12 @@ def an_output(where: str, part: Any, method: str, out: Any, samples: int, classe
 def value(model: nn.Module, loss: Loss, risk: nn.Module, out: Output, example: Batch, classes: int) -> None:
     """The same of the loss and the risk, which are made for the model's features. A gradient must reach from the risk
     to some parameter. Raises ConfigError."""
-    with guard("loss", loss, "cannot take the model's output"):
-        made = loss.head(out)
+    model.eval()
+    with guard("loss", loss, "cannot take the model's output"):  # `out` where that is what it asks for
+        made = loss.ask(lambda x, **more: loss.head(out if x is example.x and not more else model(x, **more)), example)
+    model.train()
     where, part, method = ("model", model, "forward") if type(loss).head is Loss.head else ("loss", loss, "head")
-    alike = type(loss).moments is Loss.moments  # else a target has several outputs
+    alike = loss.predicts and type(loss).moments is Loss.moments  # else a target has several outputs, or none
     an_output(where, part, method, made, len(example), classes if alike else None)
     shapes = f"logits of {tuple(made.logits.shape)} and targets of {tuple(example.y.shape)}"
     with guard("loss", loss, f"cannot take {shapes}"):

@@ -57,7 +57,7 @@ class Crew(Replicas):
         self.seen += self.real
         self.well &= torch.isfinite(first.loss) | (real == 0)
         self.loss_sum += torch.where(real > 0, first.loss * real, 0.0)
-        if self.dataset.task == "classes":
+        if self.guesses:
             target = batch.y if batch.y.dim() == 2 else batch.y.argmax(-1)
             right = first.out.logits.argmax(-1) == target
             if batch.mask is not None:
@@ -115,7 +115,7 @@ class Crew(Replicas):
         for step in range(steps):
             width = real[:, step].max()
             now = index[:, step, :width]
-            if loader.pixel_augments or loader.batch_augments:
+            if loader.draws:
                 batches = [
                     loader.batch(samples, *at, client)
                     for client, (*at, samples) in zip(rows, (plan[step] for plan in plans), strict=True)

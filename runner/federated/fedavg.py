@@ -171,7 +171,7 @@ class FedAvg(Federated):
         rows = [torch.from_numpy(self.partition.of(client)).to(run.device) for client in range(self.count)]
         noise = torch.as_tensor(levels(self.count, self.sigma), dtype=torch.float32) if self.kind == "noise" else None
         self.clients = Clients(run, rows, self.rounds, self.local_epochs, self.local_steps, noise, self.seed)
-        self.held = None if val is None or classes is None else deal(self.partition, train, val)
+        self.held = None if val is None or not run.guesses else deal(self.partition, train, val)
         drawn = max(1, round(self.participation * self.count))
         self.plan = [self._draw(round_, drawn) for round_ in range(self.rounds)]
         self.buffers = [buffer.clone() for buffer in self.clients.buffers]

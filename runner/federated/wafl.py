@@ -57,7 +57,7 @@ class Climb(Hook):
         moved = x
         for _ in range(self.steps):
             batch.x = moved.detach().requires_grad_()
-            out = run.outputs(batch.x)
+            out = run.loss.ask(run.outputs, batch)
             (up,) = torch.autograd.grad(run.precision.up(run.loss(out, batch).sum()), batch.x)
             up = up if scale is None else up / scale.value
             moved = moved + self.lr * (up - self.gamma * (moved - x))

@@ -27,10 +27,13 @@ class Hook:
     padding : bool
         Whether `loss` leaves out the samples for which `batch.mask`, where set, is False. Default False: clients of
         different sizes are then not trained side by side.
+    predictions : bool
+        Whether `loss` takes the logits for predictions. Default False. True: it is refused with a loss that makes none.
     """
 
     replicas: bool = False
     padding: bool = False
+    predictions: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         """What of it waits for a step, in a run of so many: see `runner.core.reach`."""

@@ -92,7 +92,8 @@ class Adversarial(Hook):
         """The batch's inputs, moved."""
 
         def loss(moved: Tensor) -> Tensor:
-            return run.loss(run.outputs(moved), replace(batch, x=moved)).sum()
+            at = replace(batch, x=moved)
+            return run.loss(run.loss.ask(run.outputs, at), at).sum()
 
         box = (self.epsilon, *self.bounds)
         return ascend(run, batch, loss, box, self.step_size, self.steps, self.random)

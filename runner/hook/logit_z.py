@@ -23,6 +23,7 @@ class LogitZ(Hook):
     """
 
     replicas = True
+    predictions = True
 
     def __init__(self, coefficient: NonNegative = 1e-4):
         self.coefficient = coefficient

@@ -38,6 +38,7 @@ class MESA(EMA):
     """
 
     replicas = True
+    predictions = True
     teacher, weights = EMA.weights, Hook.weights
 
     def __init__(

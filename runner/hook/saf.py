@@ -65,6 +65,7 @@ class SAF(Hook):
     """
 
     replicas = True
+    predictions = True
 
     def __init__(
         self,

@@ -41,6 +41,8 @@ class SmoothAdversarial(Hook):
         The data set has no range, or is a regression, which has no scores of classes.
     """
 
+    predictions = True
+
     def __init__(
         self,
         nu: NonNegative = 1.0,

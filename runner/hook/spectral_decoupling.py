@@ -42,6 +42,7 @@ class SpectralDecoupling(Hook):
     """
 
     replicas = True
+    predictions = True
 
     def __init__(
         self,

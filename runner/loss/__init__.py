@@ -1,6 +1,7 @@
 """Losses: per-sample values of the model's output against the targets."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,10 @@ from runner.core import distributed
 from runner.core.batch import Batch, Output
 from runner.core.precision import wide
 from runner.core.reach import Begin
+
+if TYPE_CHECKING:
+    from runner.augment import Draw
+    from runner.dataset import Split
 
 
 class Loss(nn.Module):
@@ -32,12 +37,24 @@ class Loss(nn.Module):
         training that nothing has in evaluation: a run then has no NLL, Brier score or calibration error.
     alike : bool
         Whether all samples of a batch have one loss, that of the batch. Default False.
+    predicts : bool
+        Whether the logits are predictions of the targets. Default True. False: nothing of a run looks at how right they
+        are, `evaluate` says what is measured instead, and its first measure chooses the best epoch.
+    views : tuple of str
+        What further versions of every sample it wants, each augmented for itself: `batch.more[name]` has its inputs,
+        and of the output `more["name.logits"]`, `more["name.features"]` and so on are the model's, of one forward pass
+        over all versions, so that batch normalisation sees them together. Default: none.
+    needs : tuple of str
+        Keywords, beside the inputs, that `ask` calls the model with. Default: none.
     """
 
     tasks: tuple[str, ...] = ("classes",)
     padding: bool = True
     probabilities: bool = True
     alike: bool = False
+    predicts: bool = True
+    views: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
@@ -61,8 +78,34 @@ class Loss(nn.Module):
         """
         return logits, None
 
+    def draw(self, batch: Batch, draw: "Draw") -> Batch:
+        """The batch with the random numbers that the loss needs of it put into `more`: noise, times. It is the last
+        thing that is done to a batch, once a step, so that all passes and parts of the step see the same."""
+        return batch
+
+    def ask(self, net: Callable[..., Output], batch: Batch) -> Output:
+        """The output of a pass: `net` is the model and `head`, called with inputs and, by keyword, what else the model
+        takes, as often as wanted. Default: of the inputs, and of `views`."""
+        if not self.views:
+            return net(batch.x)
+        first, *others = parted(net(torch.cat([batch.x, *(batch.more[name] for name in self.views)])), len(batch))
+        for name, out in zip(self.views, others, strict=True):
+            own = {"logits": out.logits, "features": out.features, **out.more}
+            first.more |= {f"{name}.{key}": value for key, value in own.items()}
+        return first
+
     def forward(self, out: Output, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def evaluate(self, run, split: "Split") -> dict[str, float | None]:
+        """What is measured of the model on a split, the same at any time; run: the Trainer, whose weights are those to
+        be measured. Default: how right the predictions are."""
+        return run.measured(*run.predict_as_is(split))
+
+    def sample(self, net: Callable[..., Output], like: Batch, draw: "Draw") -> Tensor | None:
+        """New inputs, as many and of the shape as in `like`, of a loss that learns to make them: they are shown in
+        samples.png at the end. Default: None."""
+        return None
 
     def notices(self, run) -> list[str]:
         """What of it has no effect, or another one than expected, in this run, one line each; run: the Trainer."""
@@ -70,6 +113,11 @@ class Loss(nn.Module):
 
     def observe(self, out: Output, batch: Batch) -> None:
         """Called once a step with the detached pass measured at w, and not when the step was skipped."""
+
+
+def parted(out: Output, size: int) -> list[Output]:
+    """Consecutive parts of so many samples, of which `more` is each one's own."""
+    return [out.each(lambda value, k=k: value[k : k + size]) for k in range(0, len(out.logits), size)]
 
 
 def counts(class_counts: list[int] | None, who: str) -> Tensor:

@@ -77,11 +77,23 @@ def draw(history: list[dict], path: Path) -> None:
     panel(left, history, x, LOSSES, "Loss and NLL (nats)" if series(history, "test_nll", x)[0] else "Loss")
     if regression:
         panel(middle, history, x, ERRORS, "Error, in units of the target")
+    elif first := own(history):
+        lines = [(f"{of}_{first}", f"{of}{'.' * (of == 'val')}", of, "-") for of in ("val", "test")]
+        share = {"factor": 100, "value": "{:.2f} %"} if "accuracy" in first else {}
+        panel(middle, history, x, lines, first.replace("_", " ") + " (%)" * bool(share), **share)
     else:
         panel(middle, history, x, ACCURACIES, "Accuracy (%)", factor=100, value="{:.2f} %")
     panel(right, history, x, RATES, "Learning rate")
 
     write(figure, path)
+
+
+def own(history: list[dict]) -> str | None:
+    """The first measure of a loss that has measures of its own."""
+    keys = [key for record in history[-1:] for key in record]
+    if {"test_accuracy", "test_nll"} & set(keys):
+        return None
+    return next((key.removeprefix("test_") for key in keys if key.startswith("test_")), None)
 
 
 def panel(axes, history, x, shown, title, factor=1.0, value="{:.3g}") -> None:

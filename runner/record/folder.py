@@ -6,6 +6,7 @@ metrics.jsonl                        one line per record: the record of truth, o
 curves.png                           drawn at the end, and where the targets are classes:
 reliability.png, classes.png         calibration; accuracy of each class (of the last epoch, on the test split)
 quantized.pt, quantization.png       of quantized runs: what is deployed; bits and error of each layer
+samples.npz, samples.png             of losses that make inputs: 64 of them, in the data set's units
 partition.npz, .png, participation.json  of federations: who has which sample; the clients of every round
 failed.json                          the error, until the next start
 result.json                          last and atomically: its presence means done

@@ -1,6 +1,11 @@
 """A line of the record as people read it."""
 
 
+def shown(key: str, value: float) -> str:
+    """A measure's value."""
+    return f"{100 * value:.2f} %" if "accuracy" in key else f"{value:.4f}"
+
+
 def row(line: dict, epochs: int, unit: str) -> str:
     """Of an epoch, or whatever `unit` is, out of so many."""
     parts = [f"{unit} {line['epoch']:>{len(str(epochs))}}/{epochs}"]
@@ -11,6 +16,8 @@ def row(line: dict, epochs: int, unit: str) -> str:
     for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
         if line.get(key) is not None:
             parts.append(f"{key[5:]} {line[key]:.4f}")
+    if not {"test_nll", "test_mae"} & line.keys():  # a loss with measures of its own
+        parts += [f"{key} {shown(key, line[key])}" for key in line if key.startswith(("val_", "test_"))]
     if "client_accuracy_worst" in line:
         parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")
     parts += [f"lr {line['lr']:.4g}", f"{line['images_per_second']:,.0f}/s"] if line["step"] else []

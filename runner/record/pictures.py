@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.core.measure import FEW, MANY
-from runner.record import clients, curves, layers
+from runner.record import clients, curves, grid, layers
 from runner.record.curves import COLOURS, FORMATS, FRAME, GRID, INK, write
 from runner.record.files import finished, history, read_config, runs
 
@@ -50,6 +50,8 @@ def redraw(folder: Path, format: str = "png") -> list[Path]:
     drawn |= of(result)
     if table := (result.get("quantization") or {}).get("layers"):
         drawn["quantization.png"] = partial(layers.draw, table)
+    if (folder / "samples.npz").exists():
+        drawn["samples.png"] = partial(grid.draw, folder)
     if (folder / "partition.npz").exists():
         drawn["partition.png"] = partial(clients.picture, folder)
     paths = []

@@ -5,20 +5,20 @@ from pathlib import Path
 from runner.core.mistake import ConfigError
 from runner.record.files import finished, read_json
 
-ERRORS = {"val_accuracy": lambda value: 1 - value, "val_mae": lambda value: value}
-
 
 class Failed(Exception):
     """A run of a search came to nothing; one line."""
 
 
 def objective(folder: Path) -> float:
-    """The error on the validation split at the last epoch: 1 - accuracy of classes and of several labels, the mean
-    absolute error of a regression. It is an error and not an accuracy because all of Hydra's sweepers minimise unless
-    told otherwise.
+    """The error on the validation split at the last epoch, by the first of its measures: 1 - accuracy of classes and of
+    several labels, the mean absolute error of a regression, what a loss measures itself. It is an error and not an
+    accuracy because all of Hydra's sweepers minimise unless told otherwise.
 
     Raises Failed where the run is not done or has no such measure.
     """
+    from runner.core.measure import rises  # needs torch
+
     result = finished(folder)
     if result is None:
         failed = read_json(folder / "failed.json")
@@ -29,10 +29,10 @@ def objective(folder: Path) -> float:
         )
         raise Failed(f"{folder}: not done, {why}")
     last = result.get("last") or {}
-    for key, error in ERRORS.items():
-        if last.get(key) is not None:
-            return error(last[key])
-    raise Failed(f"{folder}: it has none of {', '.join(ERRORS)}, by which a sweeper searches")
+    first = next((key for key in last if key.startswith("val_")), None)
+    if first is None or last[first] is None:
+        raise Failed(f"{folder}: it has no measure of the validation split, by which a sweeper searches")
+    return 1 - last[first] if rises(first) else last[first]
 
 
 def searchable(config: dict) -> None:

@@ -31,6 +31,7 @@ OTHERS |= {
     "runner/engine/trial.py",
 }
 
+OTHERS |= {f"runner/sampler/{name}.py" for name in ("__init__", "single", "classes")}  # of the run's data: refused
 OTHERS |= {f"runner/federated/{name}.py" for name in ("clients", "fedavg", "fedlex", "partition")}
 
 

@@ -88,7 +88,7 @@ def test_the_objective_by_hand(last, error, tmp_path):
         assert math.isclose(objective(tmp_path), error)
         return
     with pytest.raises(
-        Failed, match="not done, so there is nothing" if last is None else "it has none of val_accuracy, val_mae"
+        Failed, match="not done, so there is nothing" if last is None else "it has no measure of the validation split"
     ):
         objective(tmp_path)
 

@@ -94,7 +94,7 @@ AXES["accumulate"] = ["1", "2"]
 
 
 def refused(row: dict[str, str]) -> bool:
-    """Pairs that do not go together, which test_sampler, test_views and test_diffusion see refused."""
+    """Pairs that do not go together, which test_sampler, test_ntxent and test_diffusion see refused."""
     of = {"federated": "none", "quantization": "none", **row}.get
     apart = [
         of("sampler") == "classes" and of("accumulate") == "2",

@@ -263,4 +263,4 @@ def test_every_option_builds_under_its_own_name(option):
     assert " -- " in title
     node = yaml.safe_load((CONF / f"{option}.yaml").read_text())
     check(node, option)
-    assert isinstance(build(node, option, classes=10, shape=(1, 28, 28)), Augment)
+    assert isinstance(build(node, option, classes=10, shape=(1, 28, 28), bounds=(0, 255)), Augment)

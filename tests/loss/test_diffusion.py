@@ -199,7 +199,8 @@ def test_the_loss_shown_does_what_it_says(tmp_path, monkeypatch):
     (tmp_path / "denoise.py").write_text(f"from runner.loss import Loss\n{text}")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "denoise", raising=False)
-    words = ["loss=stablemax", "loss._target_=denoise.Denoise", "model.hidden=[64]", "optim=adam", "train.batch_size=32"]
+    own = ["loss=stablemax", "loss._target_=denoise.Denoise"]
+    words = [*own, "model.hidden=[64]", "optim=adam", "train.batch_size=32"]
     run = trainer(*words)
     first, last = [], []
     for epoch in range(8):

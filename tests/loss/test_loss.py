@@ -34,6 +34,7 @@ from runner.core.batch import Output
 from runner.loss import Loss
 from tests.conftest import ROOT
 from tests.loss.made import (
+    BLIND,
     CONTEXT,
     FEATURES,
     IDS,
@@ -92,6 +93,7 @@ FIRST = [pytest.param(option, kinds(option)[0], id=option) for option in OPTIONS
 
 def test_there_are_losses():
     assert {"ce", "focal", "poly", "poly_focal", "mse"} <= set(OPTIONS)
+    assert all((ROOT / "tests" / "loss" / f"test_{option}.py").exists() for option in BLIND) and len(BLIND) > 1
 
 
 # ---- the contract

@@ -6,7 +6,8 @@ import yaml
 
 from tests.conftest import ROOT
 
-YAMLS = sorted((ROOT / "conf" / "model").glob("*.yaml"))
+# those that classify; mlp_time, whose output is as large as an input, has tests of its own
+YAMLS = sorted(path for path in (ROOT / "conf" / "model").glob("*.yaml") if path.stem != "mlp_time")
 
 
 def count(model):

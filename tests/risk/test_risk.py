@@ -15,6 +15,7 @@ from runner.risk.dynamic_reweight import DynamicReweight
 from runner.risk.mean import Mean
 from runner.risk.top_k import TopK
 from tests.conftest import ROOT
+from tests.loss.made import OPTIONS as LOSSES
 from tests.tiny import SMALL, trainer
 
 OPTIONS = sorted(path.stem for path in (ROOT / "conf" / "risk").glob("*.yaml"))
@@ -264,7 +265,7 @@ def test_the_least_k_is_one():
     assert notice == "risk.fraction=0.01: of 32 samples of a forward pass k is 1, the least there is"
 
 
-@pytest.mark.parametrize("option", sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")))
+@pytest.mark.parametrize("option", LOSSES)
 def test_which_losses_have_one_value_for_a_batch(option):
     from tests.loss import test_loss as losses
 

@@ -17,6 +17,7 @@ FLOORS = [
         "sampler",
         "loss",
         "risk",
+        "balance",
         "optim",
         "schedule",
         "hook",

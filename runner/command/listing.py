@@ -4,7 +4,7 @@ from pathlib import Path
 
 GROUPS = (
     "model", "dataset", "augment", "sampler", "loss", "risk", "optim", "schedule",
-    "sharpness", "quantization", "federated", "hook", "logger",
+    "balance", "sharpness", "quantization", "federated", "hook", "logger",
 )  # fmt: skip
 MANY = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
 

@@ -23,7 +23,7 @@ from runner.core.reach import unreached
 from runner.core.weights import Weights
 from runner.core.work import multiplications
 from runner.dataset.loader import Loader
-from runner.engine import contract, parts, trial
+from runner.engine import contract, parts, rows, trial
 from runner.engine.start import Start
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
@@ -162,6 +162,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
     if isinstance(sampler, Hook):
         hooks = {"sampler": sampler} | hooks
+    if isinstance(balance := build(config["balance"], "balance"), Hook):
+        hooks = {"balance": balance} | hooks
     if isinstance(transform, Hook):
         hooks = {"quantization": transform} | hooks
     if transform.begin:
@@ -194,6 +196,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         for begin in trainer.hooks.starts:
             with trial.theirs(where, begin.__self__, "fails in start"):
                 begin(trainer)
+    rows.balanced(trainer, balance, config["choices"], example)
     for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness}.items():
         with trial.theirs(where, part, "fails in notices"):
             lines = part.notices(trainer)

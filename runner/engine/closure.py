@@ -1,6 +1,7 @@
 """What a sharpness method and an optimizer call: passes over a batch, and the gradient that a step goes by."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from runner.core import distributed
 from runner.core.batch import Batch, Output, Pass
 from runner.core.precision import Overflow
 from runner.core.weights import column
+from runner.risk import attended
 
 if TYPE_CHECKING:
     from runner.engine.trainer import Trainer
@@ -58,12 +60,8 @@ class Closure:
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
                 loss, out = run.objective(micro)
                 run.masks.forwards += 1
-                if (part := share * len(micro) / len(batch)) != 1:
-                    loss = loss * part
-                parts = torch.autograd.grad(
-                    run.precision.up(loss), weights.parameters, run.ones, create_graph=create_graph, allow_unused=True
-                )
-                weights.set_grad(parts, add=bool(outs))
+                loss = self.part(loss, micro, share * len(micro) / len(batch))
+                parts = self.backward(run.precision.up(loss), bool(outs), create_graph)
                 if create_graph:
                     grad = weights.flatten(parts) + (0.0 if grad is None else grad)
                 outs.append(out.detach())
@@ -71,16 +69,44 @@ class Closure:
         if self.passes:
             run.draws.go(here)
         self.passes += 1
+        filled = self.filled()
         if scale is not None:
-            weights.grad.mul_(1.0 / scale.value)
+            filled.mul_(1.0 / scale.value)
             grad = None if grad is None else grad / scale.value
         if not self.alone:
-            distributed.sum_(weights.grad)
+            distributed.sum_(filled)
         if scale is not None:
-            finite = bool(torch.isfinite(weights.grad).all())
-            if distributed.any_of(not finite, weights.grad.device):
+            finite = bool(torch.isfinite(filled).all())
+            if distributed.any_of(not finite, filled.device):
                 raise Overflow
-        return Pass(total, Output.cat(outs, batch.lead), grad)
+        return Pass(self.finish(total), Output.cat(outs, batch.lead), grad)
+
+    # ---- what `runner.engine.rows` does otherwise
+
+    @staticmethod
+    def minimised(run: "Trainer", seen, out: Output, batch: Batch) -> Tensor:
+        """What is minimised on a (micro-)batch, a scalar. seen : what hooks may know of the run."""
+        return run.hooks.loss(seen, out, batch, run.risk(attended(run.loss(out, batch), batch), batch))
+
+    def part(self, loss: Tensor, micro: Batch, share: float) -> Tensor:
+        """The micro-batch's part of the loss; share : of its samples among those of the step."""
+        return loss * share if share != 1 else loss
+
+    def backward(self, loss: Tensor, add: bool, create_graph: bool) -> Sequence[Tensor | None]:
+        weights = self.run.weights
+        parts = torch.autograd.grad(
+            loss, weights.parameters, self.run.ones, create_graph=create_graph, allow_unused=True
+        )
+        weights.set_grad(parts, add=add)
+        return parts
+
+    def filled(self) -> Tensor:
+        """What the backward passes fill and processes add up."""
+        return self.run.weights.grad
+
+    def finish(self, total: Tensor) -> Tensor:
+        """The loss, of the sum of the micro-batches' parts."""
+        return total
 
 
 class Asked:

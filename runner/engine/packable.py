@@ -24,6 +24,8 @@ def refuse(trainer: Trainer) -> None:
         raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that its update is elementwise")
     if not trainer.sharpness.replicas:
         raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
+    if trainer.balance is not None and not trainer.balance.replicas:
+        raise Unpackable(f"{type(trainer.balance).__name__} does not say that it works on replicas")
 
 
 def tolerance(run: Trainer) -> float:

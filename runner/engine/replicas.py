@@ -23,7 +23,7 @@ from runner.engine.packable import refuse
 from runner.engine.stacked import Broken, StackedHooks, StackedLoader, Unpackable
 from runner.engine.trainer import Trainer
 from runner.loss import Loss
-from runner.risk import Risk, attended
+from runner.risk import Risk
 
 
 class Replicas(Trainer):
@@ -68,6 +68,9 @@ class Replicas(Trainer):
             device=first.device,
             record=first.record,
         )
+        self.closure = first.closure
+        if first.balance is not None:
+            self.balance = self._stack([member.balance for member in members], "balance")
         self.masks.seeds = [member.masks.seeds[0] for member in members]
         self.one_schedule = all(vars(member.schedule) == vars(first.schedule) for member in members)
         self.count = first.count
@@ -190,7 +193,7 @@ class Replicas(Trainer):
             own = Batch(**tensors, total=batch.total, epoch=batch.epoch)
             with self._holding(numbers):
                 loss, out = functional_call(self.parts, values, (self, seen, own))
-            if loss.dim() != 0:
+            if loss.dim() != (self.balance is not None):
                 raise Unpackable(f"the risk with its penalties is {tuple(loss.shape)} for one run, not a scalar")
             return loss, out.logits, out.features, out.more
 
@@ -362,7 +365,7 @@ class _Parts(nn.Module):
             return self.loss.head(out)
 
         out = self.loss.ask(net, batch)
-        return run.hooks.loss(seen, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
+        return run.closure.minimised(run, seen, out, batch), out
 
 
 def _put_back(now: Any, then: Any) -> Any:

@@ -24,7 +24,7 @@ from runner.hook import Hooks
 from runner.loss import Loss
 from runner.record.folder import Record, Stopped
 from runner.record.lines import row
-from runner.risk import Risk, attended
+from runner.risk import Risk
 from runner.schedule import Schedule
 from runner.sharpness import Sharpness
 
@@ -49,6 +49,7 @@ class Trainer:
     unit = "epoch"  # what the record calls a line's span
     value: Tensor  # of the present step: the loss at w, this device's part of it, for hooks on the gradient
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
+    closure, balance = Closure, None  # of several objectives: see `runner.engine.rows`
     random: dict | None = None  # this run's global random states, where it shares the process with others
     origin: dict | None = None  # with `checkpoint=`: what it started from
     channels_last = False  # in which order weights.data has the weights of convolutions, and so all that is like it
@@ -149,7 +150,7 @@ class Trainer:
     def objective(self, batch: Batch) -> tuple[Tensor, Output]:
         """What is minimised on a (micro-)batch, penalties included, and the model's output."""
         out = self.loss.ask(self.outputs, batch)
-        return self.hooks.loss(self, out, batch, self.risk(attended(self.loss(out, batch), batch), batch)), out
+        return self.closure.minimised(self, self, out, batch), out
 
     def gradient(self, batch: Batch, note: bool = True) -> Tensor:
         """Fill `weights.grad` with the sharpness method's gradient; returns the loss at w.
@@ -157,13 +158,13 @@ class Trainer:
         note : of a step's first gradient: memories, sums and running statistics take it in.
         """
         if self.sharpness.m is None:
-            first = self.sharpness(Closure(self, batch, alone=False, live=note), self.weights)
+            first = self.sharpness(self.closure(self, batch, alone=False, live=note), self.weights)
             passes = [(first, batch, batch.total or len(batch))]
             loss = first.loss
         else:  # one perturbation for every m samples, the mean of their gradients
             passes, mean, loss = [], torch.zeros_like(self.weights.grad), 0.0
             for part in batch.split(self.sharpness.m):
-                first = self.sharpness(Closure(self, part, alone=True, live=note), self.weights)
+                first = self.sharpness(self.closure(self, part, alone=True, live=note), self.weights)
                 share = len(part) / (batch.total or len(batch))
                 mean.add_(self.weights.grad, alpha=share)
                 loss = loss + first.loss * share

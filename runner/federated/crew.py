@@ -155,7 +155,7 @@ def twin(run: Trainer, hooks: Hooks) -> Trainer:
     optimizer.state = defaultdict(dict)
     (group,) = run.optimizer.param_groups
     optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
-    return Trainer(
+    twin = Trainer(
         dataset=run.dataset,
         loader=run.loader,
         model=model,
@@ -172,3 +172,5 @@ def twin(run: Trainer, hooks: Hooks) -> Trainer:
         device=run.device,
         record=run.record,
     )
+    twin.closure, twin.balance = run.closure, run.balance
+    return twin

@@ -9,7 +9,7 @@ APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "ch
 APART_TRAIN = {"workers", "eval_batch_size", "save_minutes", "threads"}
 
 # Groups that came after runs had been made, with the node that says what was so for all of those
-LATER = {"sampler": {"_target_": "runner.sampler.Sampler"}}
+LATER = {"sampler": {"_target_": "runner.sampler.Sampler"}, "balance": {"_target_": "runner.balance.Balance"}}
 
 
 def apart(config: dict) -> set[str]:

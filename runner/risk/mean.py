@@ -18,7 +18,7 @@ class Mean(Risk):
 
     It divides by the number of losses and not by the sum of the weights: weights of mean one keep the scale, and a
     sample's pull does not depend on which others are in its batch. Losses (B,) or (B, T) give a scalar. Samples that
-    `batch.mask` leaves out are not counted.
+    `batch.mask` leaves out are not counted; of none it is 0.
     """
 
     padding = True
@@ -28,4 +28,4 @@ class Mean(Risk):
             return weighted(losses, batch).mean()
         mask = batch.mask.reshape(batch.mask.shape + (1,) * (losses.dim() - 1))
         count = batch.mask.sum() * losses[0].numel()
-        return weighted(losses, batch).where(mask, 0.0).sum() / count
+        return weighted(losses, batch).where(mask, 0.0).sum() / count.clamp(min=1)

@@ -19,7 +19,16 @@ from runner.core.blame import blame, source
 from runner.core.mistake import ConfigError, suggest
 from runner.core.schema import Range, When, beyond
 
-CONTEXT = {"shape", "bounds", "classes", "samples", "class_counts", "bag", "features"}  # of the data and the model
+CONTEXT = {
+    "shape",
+    "bounds",
+    "classes",
+    "heads",
+    "samples",
+    "class_counts",
+    "bag",
+    "features",
+}  # of the data and the model
 CONTEXT |= {"data_dir", "cache_dir", "seed", "params"}
 
 

@@ -1,6 +1,7 @@
 """What a model is measured by on held-out data."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +21,9 @@ UNDEFINED = ("auroc", "map")  # nan where the samples do not define them
 OF_PROBABILITIES = ("nll", "brier", "ece", "adaptive_ece")  # the others are of the order of the logits alone
 
 
-def measures(logits: Tensor, y: Tensor, task: str, loss: "Loss | None" = None) -> dict[str, float | None]:
+def measures(
+    logits: Tensor, y: Tensor, task: str, loss: "Loss | None" = None, tasks: Sequence[str] = ()
+) -> dict[str, float | None]:
     """The measures of a task over N samples; logits are (N, C) in any dtype, sums are in fp64.
 
     - "classes", y (N,) class ids: `accuracy` in [0, 1] of the largest logit; `balanced_accuracy`, the mean over the
@@ -33,6 +36,9 @@ def measures(logits: Tensor, y: Tensor, task: str, loss: "Loss | None" = None) -
     - "regression", y (N,) and logits (N, 1), or both (N, C): `mae` and `rmse`, in the units of y; with a loss that
       defines a normal distribution the mean `nll` of a target too, in nats.
 
+    - "tasks", logits (N, T, C) and y (N, T) class ids: those of classes, first the mean over the tasks and then each
+      task's own, whose name begins with that of the task in `tasks`.
+
     A measure that the samples do not define (an AUROC of one class) is nan, and so are all measures of classes where a
     row of logits has no softmax (one of them nan or inf, say).
 
@@ -42,6 +48,12 @@ def measures(logits: Tensor, y: Tensor, task: str, loss: "Loss | None" = None) -
     """
     if task == "regression":
         return _errors(*(logits, None) if loss is None else loss.moments(logits), y)
+    if task == "tasks":
+        if logits.dim() != 3 or y.shape != logits.shape[:2] or len(tasks) != y.shape[1]:
+            raise _unfit(task, logits, y)
+        each = [measures(logits[:, t], y[:, t], "classes", loss) for t in range(len(tasks))]
+        mean = {key: None if each[0][key] is None else sum(own[key] for own in each) / len(each) for key in each[0]}
+        return mean | {f"{name}_{key}": own[key] for name, own in zip(tasks, each, strict=True) for key in own}
     found = _measures(logits, logits if loss is None else loss.log_probabilities(logits), y, task)
     none = [] if loss is None or loss.probabilities else OF_PROBABILITIES
     return found | {key: None for key in none if key in found}

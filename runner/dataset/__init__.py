@@ -36,7 +36,7 @@ class Split:
     Parameters
     ----------
     base : (M, *shape) inputs, or `Images`, which are decoded when asked for.
-    y : (N,) int64 class ids, (N, C) multi-hot floats, or (N,) floats.
+    y : (N,) int64 class ids, (N, C) multi-hot floats, (N,) floats, or (N, T) int64 class ids of T tasks.
     domain : (N,) int64, or None.
     rows : (N,) int64, where in `base` the samples are. None: N = M, in the order of `base`.
     """
@@ -119,8 +119,9 @@ class Dataset:
 
     Attributes
     ----------
-    task : "classes", "multilabel" or "regression"
-    classes : number of classes, or of outputs
+    task : "classes", "multilabel", "regression", or "tasks": several class ids a sample, one for each of `tasks`
+    classes : number of classes, or of outputs; of every task
+    tasks : their names, which those of its measures begin with
     shape : of one input: (C, H, W) or (D,)
     bounds : lowest and highest value that any raw input can have, such as (0, 255) for 8-bit pixels; None, the default,
         where there is no such range for all of them, as in a table. What moves inputs goes by it.
@@ -131,7 +132,8 @@ class Dataset:
     notices : lines that a run says before its first step: what about these data may surprise
     """
 
-    task: Literal["classes", "multilabel", "regression"] = "classes"
+    task: Literal["classes", "multilabel", "regression", "tasks"] = "classes"
+    tasks: tuple[str, ...] = ()
     classes: int
     shape: tuple[int, ...]
     bounds: tuple[float, float] | None = None
@@ -166,6 +168,8 @@ class Dataset:
         for setting, used in (("noise", noise != "none"), ("imbalance", imbalance > 1)):
             if used and self.task != "classes":
                 raise ValueError(f"dataset.{setting} is defined for classes only, and this data set is {self.task}")
+        if bag_size > 1 and self.task == "tasks":
+            raise ValueError("dataset.bag_size is not defined for several tasks, and this data set has them")
         self.val_fraction, self.subset, self.imbalance, self.bag_size = val, subset, imbalance, bag_size
         self.noise, self.noise_rate, self.asymmetric = noise, noise_rate, asymmetric
         self.notices: list[str] = []
@@ -266,6 +270,7 @@ class Dataset:
             "shape": self.shape,
             "bounds": self.bounds,
             "classes": self.classes,
+            "heads": len(self.tasks) or None,
             "samples": len(self.train),
             "class_counts": self.class_counts,
             "bag": self.bag_size,

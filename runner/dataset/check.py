@@ -70,8 +70,12 @@ def _declared(dataset, name: str) -> None:
         raise ValueError(
             f"data set '{name}': classes={dataset.classes!r} must be how many outputs there are, 1 or more"
         )
-    if dataset.task not in ("classes", "multilabel", "regression"):
-        raise ValueError(f"data set '{name}': task={dataset.task!r} must be classes, multilabel or regression")
+    if dataset.task not in ("classes", "multilabel", "regression", "tasks"):
+        raise ValueError(f"data set '{name}': task={dataset.task!r} must be classes, multilabel, regression or tasks")
+    if (dataset.task == "tasks") != (len(dataset.tasks) > 0):
+        raise ValueError(
+            f"data set '{name}': tasks={dataset.tasks!r} must name the tasks where task='tasks', and there"
+        )
     bounds = dataset.bounds
     if bounds is not None:
         numbers = isinstance(bounds, tuple | list) and len(bounds) == 2
@@ -152,18 +156,23 @@ def _targets(dataset, y: Tensor, place: str) -> Tensor:
     if y.is_complex():
         raise ValueError(f"{place}: targets are {y.dtype}")
     _finite(y, "targets", place)
-    if dataset.task == "classes":
-        if y.dim() != 1:
-            raise ValueError(f"{place}: labels are {tuple(y.shape)}; they must be (N,), one class id for each sample")
+    if dataset.task in ("classes", "tasks"):
+        if tuple(y.shape[1:]) != ((len(dataset.tasks),) if dataset.tasks else ()):
+            wanted = (
+                f"(N, {len(dataset.tasks)}), one class id for each task of a"
+                if dataset.tasks
+                else "(N,), one class id for each"
+            )
+            raise ValueError(f"{place}: labels are {tuple(y.shape)}; they must be {wanted} sample")
         if y.is_floating_point():
             raise ValueError(f"{place}: labels are {y.dtype}, and class ids are integers: y.long()")
         y = y.long()
         wrong = (y < 0) | (y >= classes)
         if wrong.any():
-            row = int(wrong.nonzero()[0])
+            row = wrong.nonzero()[0].tolist()
             raise ValueError(
-                f"{place}: labels must be in 0..{classes - 1}, and {int(wrong.sum())} of {len(y)} are not: row {row} "
-                f"is {int(y[row])}; is this split labelled?"
+                f"{place}: labels must be in 0..{classes - 1}, and {int(wrong.sum())} of {y.numel()} are not: row "
+                f"{row[0]} is {int(y[tuple(row)])}; is this split labelled?"
             )
         if classes > max(MANY, len(y)):
             raise ValueError(

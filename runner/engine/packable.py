@@ -6,6 +6,7 @@ from torch import Tensor
 from runner.core import distributed
 from runner.engine.stacked import Unpackable
 from runner.engine.trainer import Trainer
+from runner.hook import Hook
 
 
 def refuse(trainer: Trainer) -> None:
@@ -26,6 +27,8 @@ def refuse(trainer: Trainer) -> None:
         raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
     if trainer.balance is not None and not trainer.balance.replicas:
         raise Unpackable(f"{type(trainer.balance).__name__} does not say that it works on replicas")
+    if trainer.balance is not None and isinstance(trainer.balance, Hook):
+        raise Unpackable(f"{type(trainer.balance).__name__} remembers what it has seen")
 
 
 def tolerance(run: Trainer) -> float:

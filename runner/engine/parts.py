@@ -43,6 +43,12 @@ def together(config: dict, loss: Loss, model: torch.nn.Module, dataset: Dataset)
             f"{name} calls the model with {' and '.join(loss.needs)}, which model={config['choices']['model']} does "
             f"not take; those that do are model={', '.join(others)}"
         )
+    if dataset.task == "tasks" and not takes(type(model), ["heads"], "__init__"):
+        others = [option for option, kind in kinds("model").items() if takes(kind, ["heads"], "__init__")]
+        raise ConfigError(
+            f"dataset={config['choices']['dataset']} has several tasks, and model={config['choices']['model']} one "
+            f"head; those with one for each are model={', '.join(others)}"
+        )
     augments, hooks = (
         {option: locate(node["_target_"], group) for option, node in config[group].items()}
         for group in ("augment", "hook")
@@ -64,9 +70,9 @@ def together(config: dict, loss: Loss, model: torch.nn.Module, dataset: Dataset)
         )
 
 
-def takes(model: torch.nn.Module | type, words: Iterable[str]) -> bool:
-    """Whether the model's forward has these keywords."""
-    return set(words) <= inspect.signature(model.forward).parameters.keys()
+def takes(model: torch.nn.Module | type, words: Iterable[str], method: str = "forward") -> bool:
+    """Whether the model's forward, or another method, has these keywords."""
+    return set(words) <= inspect.signature(getattr(model, method)).parameters.keys()
 
 
 def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) -> None:

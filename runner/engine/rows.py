@@ -46,7 +46,7 @@ class Rows(Closure):
     def part(self, loss: Tensor, micro: Batch, share: float) -> Tensor:
         if self.counts is None:
             return super().part(loss, micro, share)
-        return loss * (count(self.run, micro) / self.counts.clamp(min=1)).to(loss)
+        return loss * (count(self.run, micro).to(loss) / self.counts.clamp(min=1))
 
     def backward(self, loss: Tensor, add: bool, create_graph: bool) -> None:
         weights = self.run.weights

@@ -311,7 +311,7 @@ class Trainer:
 
     def measured(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
         """Measures of what `predict` gives."""
-        return measures(logits, targets, self.dataset.task, self.loss)
+        return measures(logits, targets, self.dataset.task, self.loss, self.dataset.tasks)
 
     @torch.no_grad()
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ class CrossEntropy(Loss):
     label_smoothing : s, in [0, 1). Default 0.
     """
 
+    tasks = ("classes", "tasks")
+
     def __init__(self, label_smoothing: OpenFraction = 0.0):
         super().__init__()
         self.label_smoothing = label_smoothing

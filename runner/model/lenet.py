@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from runner.model import Classifier
+from runner.model import Classifier, head
 from runner.model.shapes import image
 
 
@@ -29,6 +29,8 @@ class LeNet(Classifier):
         The number of logits.
     pad : bool, default True
         Pad small images as said above.
+    heads : int, default None
+        How many linear classifiers, of a data set of several tasks: logits are then (B, heads, classes).
 
     Raises
     ------
@@ -36,7 +38,7 @@ class LeNet(Classifier):
         `shape` is not an image or too small.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, pad: bool = True):
+    def __init__(self, shape: tuple[int, ...], classes: int, pad: bool = True, heads: int | None = None):
         channels, height, width = image(shape, "lenet", smallest=12)
         padding = 2 if pad and min(height, width) < 32 else 0
         rows, columns = (((size + 2 * padding - 4) // 2 - 4) // 2 for size in (height, width))
@@ -53,4 +55,4 @@ class LeNet(Classifier):
             nn.Linear(120, 84),
             nn.ReLU(),
         )
-        super().__init__(body, nn.Linear(84, classes))
+        super().__init__(body, head(84, classes, heads))

@@ -15,10 +15,11 @@ class MGDA(Balance):
         gradient = J'w,   w = argmin |J'w|^2  over w >= 0 with sum w = 1
 
     No row's product with it is below its squared length, so that a step against it lowers all objectives alike at
-    least; it vanishes where they can no longer all be lowered. Small gradients count most: an objective that has none
-    left stops the others. Sener & Koltun approximate w by Frank-Wolfe steps and minimise over the gradients with
-    respect to the shared features; here w is exact, and of the gradients with respect to the weights: w is the
-    direction of argmin |J'v|^2 + c (1 - sum v)^2 over v >= 0 for any c > 0, which is least squares, solved on the CPU.
+    least; it vanishes where they can no longer all be lowered. Small gradients count most: an objective that has hardly
+    any left stops the others, but one whose row is zero, as that of a penalty that has not begun, takes no part. Sener
+    & Koltun approximate w by Frank-Wolfe steps and minimise over the gradients with respect to the shared features;
+    here w is exact, and of the gradients with respect to the weights. It has the direction of the argmin over v >= 0 of
+    |J'v|^2 + c (1 - sum v)^2 for any c > 0, which is least squares, solved on the CPU.
 
     Parameters
     ----------
@@ -36,7 +37,11 @@ class MGDA(Balance):
 
 def shortest(gram: np.ndarray) -> np.ndarray:
     """(T,) of (T, T)."""
-    size, vectors = np.linalg.eigh(gram / (gram.trace() or 1.0))
-    root = np.sqrt(size.clip(min=0))[:, None] * vectors.T  # root' root = G
-    found = nnls(np.vstack([root, np.ones(len(gram))]), np.append(np.zeros(len(gram)), 1.0))[0]
-    return found / found.sum()
+    weights, there = np.zeros(len(gram)), gram.diagonal() > 0
+    if there.any():
+        gram = gram[there][:, there]
+        size, vectors = np.linalg.eigh(gram / gram.trace())
+        root = np.sqrt(size.clip(min=0))[:, None] * vectors.T  # root' root = G
+        found = nnls(np.vstack([root, np.ones(len(gram))]), np.append(np.zeros(len(gram)), 1.0))[0]
+        weights[there] = found / found.sum()
+    return weights

@@ -10,6 +10,8 @@ from runner.engine.replicas import Replicas, Unpackable
 from tests.balance.made import OF, SMALL, words
 from tests.balance.test_methods import by_the_paper
 from tests.engine.test_replicas import advance, assert_pack_equals_alone
+from tests.federated.made import federation, rounds
+from tests.federated.test_side_by_side import both_ways
 from tests.test_compose import assert_resumed_equals_whole
 from tests.tiny import trainer
 
@@ -183,6 +185,21 @@ def test_quantized(of, quantization):
     before = run.weights.clone()
     advance(run, 3)
     assert torch.isfinite(run.weights.data).all() and not torch.equal(before, run.weights.data)
+
+
+@EACH
+@pytest.mark.parametrize("option", ["upgrad", "pcgrad"])
+def test_inside_a_clients_step(of, option):
+    """Side by side as one after another, with batches that are not all full; one client of all is the plain run."""
+    own = ["device=cpu", "dataset.subset=240", "model.hidden=[12]", "schedule=constant", *words(of, option)]
+    both_ways([*own, "federated=fedavg", "federated.clients=5", "train.batch_size=16", "federated.rounds=2"])
+    own += ["optim.momentum=0"]  # which a client begins anew
+    plain = trainer(*own, "train.epochs=2", double=True)
+    run, algorithm = federation(*own, "federated=fedavg", "federated.clients=1", "federated.rounds=2")
+    plain.weights.copy_(run.weights.data)
+    advance(plain, 2 * plain.steps_per_epoch)
+    rounds(run, algorithm)
+    assert torch.allclose(run.weights.data, plain.weights.data, rtol=0, atol=1e-10)
 
 
 def test_nothing_is_there_where_nothing_is_balanced():

@@ -186,7 +186,9 @@ def test_runs_side_by_side_are_each_by_itself(option):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_rows_of_zeros_are_no_trouble(option):
     assert gradient(made(option), torch.zeros(3, 8)).eq(0).all()
-    assert gradient(made(option), torch.cat([ROWS[:2], torch.zeros(1, 8, dtype=ROWS.dtype)])).isfinite().all()
+    found = gradient(made(option), torch.cat([ROWS[:2], torch.zeros(1, 8, dtype=ROWS.dtype)]))
+    share = 1 if option == "mgda" else 2 / 3  # a convex combination; the others are means over all three
+    assert torch.allclose(found, share * gradient(made(option), ROWS[:2]), atol=1e-3 * found.norm().item())
 
 
 @pytest.mark.parametrize("option", ["upgrad", "mgda", "config"])

@@ -92,5 +92,7 @@ def test_the_option():
 def test_a_loss_for_classes_is_refused():
     from runner.core.mistake import ConfigError
 
-    with pytest.raises(ConfigError, match="loss=ce is defined for classes, dataset=multi_digits has multilabel"):
+    with pytest.raises(
+        ConfigError, match="loss=ce is defined for classes and tasks, dataset=multi_digits has multilabel"
+    ):
         trainer("dataset=multi_digits", "model=mlp")

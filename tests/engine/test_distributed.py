@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from runner.core import checkpoint
+from tests.balance.made import words as objectives
 from tests.conftest import ROOT
 from tests.tiny import command
 
@@ -50,6 +51,8 @@ def folder(cwd):
         (["optim=adamw", "train.accumulate=2"], ["train.accumulate=1"]),
         (["optim._target_=tests.engine.test_passes.ByLoss", "hook=clip"], []),  # an optimizer that uses the loss
         (["dataset.imbalance=3", "sampler=balanced"], []),  # samples that come again in an epoch
+        ([*objectives("domains", "pcgrad"), "optim=sam"], []),  # of which one process has other numbers than the other
+        ([*objectives("tasks", "upgrad"), "train.accumulate=2"], ["train.accumulate=1"]),
     ],
     ids=lambda words: " ".join(words),
 )

@@ -8,6 +8,7 @@ import torch
 
 from runner.core import keyed, padding
 from runner.federated.crew import Crew
+from tests.balance.made import words as objectives
 from tests.federated.made import ALGORITHMS, NORMED, SKEWED, federation, rounds
 from tests.tiny import ROOT, trainer
 
@@ -18,6 +19,7 @@ DRAWING = {  # what draws for a batch and not for a sample, and what is known of
     "runner/quantization/eq_net.py": (["quantization=eq_net", "quantization.ends=same"], "eq_net"),
     "runner/quantization/adapt.py": (["quantization=adapt"], "dropout"),
     "runner/loss/elasticface.py": (["loss=elasticface"], "dropout"),
+    "runner/engine/rows.py": (objectives("terms", "pcgrad"), "balance"),
     "runner/core/dropout.py": (["model=wrn_16_8", "model.widen=1", "model.dropout=0.3"], "dropout"),
 }
 
@@ -26,6 +28,7 @@ OTHERS = {"runner/augment/__init__.py", "runner/dataset/__init__.py", "runner/da
 
 OTHERS |= {
     "runner/dataset/multi_digits.py",
+    "runner/dataset/multi_mnist.py",
     "runner/dataset/loader.py",
     "runner/engine/assemble.py",
     "runner/engine/trial.py",

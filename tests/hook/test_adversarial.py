@@ -151,6 +151,7 @@ RANGES = {
     "digits": (0, 16),
     "multi_digits": (0, 16),
     "multi_digits dataset.source=mnist": (0, 255),
+    "multi_mnist": (0, 255),
     "colored_mnist": (0, 255),
     "hf dataset.id=owner/name": (0, 255),
     **dict.fromkeys(["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "imagenet"], (0, 255)),

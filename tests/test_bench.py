@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.bench import __main__ as command
-from scripts.bench import augment, beside, compare, cost, gpu, loop, qat, report, rounds, sam, start
+from scripts.bench import augment, balance, beside, compare, cost, gpu, loop, qat, report, rounds, sam, start
 from scripts.bench import compile as compiling
 from scripts.bench.byhand import ByHand
 from scripts.bench.cases import LENET, MLP, Fit
@@ -148,6 +148,11 @@ def test_the_hand_written_loop_does_the_same_work():
     assert by_hand.line["train_loss"] < 2.2  # it learned: ln 10 is 2.3
     for key in ("train_loss", "train_accuracy", "test_accuracy", "test_nll", "test_ece"):
         assert by_hand.line[key] == pytest.approx(ours.line[key], rel=1e-4)
+
+
+@pytest.mark.usefixtures("here")
+def test_balance():
+    check(balance.measure(cases={TINY: 2, TINY_LENET: 1}, rounds=(1, 1)), rows=2)
 
 
 @pytest.mark.usefixtures("here")

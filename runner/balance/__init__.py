@@ -35,7 +35,7 @@ class Balance:
     of: Of | None = None
     replicas: bool = False
 
-    def weights(self, gram: Tensor, values: Tensor, draws: Sequence[np.random.Generator]) -> Tensor:
+    def weigh(self, gram: Tensor, values: Tensor, draws: Sequence[np.random.Generator]) -> Tensor:
         """(K, T): the gradient is the sum of the rows with these weights.
 
         gram : (K, T, T) fp64, the products of the rows. values : (K, T), the objectives. draws : a generator for each
@@ -44,5 +44,5 @@ class Balance:
         raise NotImplementedError
 
     def combine(self, rows: Tensor, gram: Tensor, values: Tensor, draws: Sequence[np.random.Generator]) -> Tensor:
-        """(K, P): the gradient, of rows (K, T, P). Default: by `weights`."""
-        return (self.weights(gram, values, draws).to(rows).unsqueeze(-2) @ rows).squeeze(-2)
+        """(K, P): the gradient, of rows (K, T, P). Default: by `weigh`."""
+        return (self.weigh(gram, values, draws).to(rows).unsqueeze(-2) @ rows).squeeze(-2)

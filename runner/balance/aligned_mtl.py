@@ -29,7 +29,7 @@ class AlignedMTL(Balance):
     def __init__(self, of: Of = "tasks", scale: Literal["min", "median", "rmse"] = "min"):
         self.of, self.scale = of, scale
 
-    def weights(self, gram: Tensor, values: Tensor, draws) -> Tensor:
+    def weigh(self, gram: Tensor, values: Tensor, draws) -> Tensor:
         count = gram.shape[-1]
         size, vectors = torch.linalg.eigh(gram)  # ascending
         kept = size > size[..., -1:] * count * torch.finfo(values.dtype).eps

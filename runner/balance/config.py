@@ -26,7 +26,7 @@ class ConFIG(Balance):
     def __init__(self, of: Of = "tasks"):
         self.of = of
 
-    def weights(self, gram: Tensor, values: Tensor, draws) -> Tensor:
+    def weigh(self, gram: Tensor, values: Tensor, draws) -> Tensor:
         length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
         unit = torch.where(length > 0, 1 / length, 0.0)
         cosines = unit.unsqueeze(-1) * gram * unit.unsqueeze(-2)

@@ -26,7 +26,7 @@ class PCGrad(Balance):
     def __init__(self, of: Of = "tasks"):
         self.of = of
 
-    def weights(self, gram: Tensor, values: Tensor, draws) -> Tensor:
+    def weigh(self, gram: Tensor, values: Tensor, draws) -> Tensor:
         count = gram.shape[-1]
         orders = np.stack([[draw.permutation(count) for _ in range(count)] for draw in draws])
         orders = torch.from_numpy(orders).to(gram.device)  # (K, T, T): of run k and row i the rows in turn

@@ -31,7 +31,7 @@ class UPGrad(Balance):
     def __init__(self, of: Of = "tasks"):
         self.of = of
 
-    def weights(self, gram: Tensor, values: Tensor, draws) -> Tensor:
+    def weigh(self, gram: Tensor, values: Tensor, draws) -> Tensor:
         return torch.from_numpy(np.stack([mean_of_projections(own) for own in gram.cpu().numpy()])).to(gram.device)
 
 

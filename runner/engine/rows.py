@@ -87,6 +87,8 @@ def combined(run: "Trainer", rows: Tensor, seeds: list[int]) -> Tensor:
     count, balance = rows.shape[1], run.balance
     common = rows if own is None else rows.masked_fill(own.unsqueeze(-2), 0.0)
     gram = (common @ common.mT).double()
+    well = gram.isfinite().all(-1).all(-1)  # a run that diverges does so by itself, and not in the balance
+    gram = torch.where(well.view(-1, 1, 1), gram, torch.eye(count, dtype=gram.dtype, device=gram.device))
     draws = [keyed.generator(seed, "balance", run.masks.step) for seed in seeds]
     grad = balance.combine(common, gram, values, draws)
     if not isinstance(grad, Tensor) or grad.shape != common[:, 0].shape:
@@ -95,6 +97,7 @@ def combined(run: "Trainer", rows: Tensor, seeds: list[int]) -> Tensor:
             f"balance: {type(balance).__name__} must give a gradient of {tuple(common[:, 0].shape)} for {count} "
             f"objectives, by weights of ({len(rows)}, {count}), got {found}"
         )
+    grad = grad.where(well.unsqueeze(-1), torch.nan)
     return grad if own is None else torch.where(own, rows.mean(1), grad)
 
 
@@ -171,6 +174,10 @@ def balanced(run: "Trainer", balance: Balance, choices: dict, example: Batch) ->
     if balance.of == "tasks":
         balance.own = heads(run, example)
     run.balance, run.closure = balance, Rows
+    if balance.of == "tasks" and choices["quantization"] != "none":
+        run.notices.append(
+            f"{name}: for quantization={choices['quantization']} the last layer is the head of the last task alone"
+        )
     size = objectives * run.weights.data.nbytes
     if size > LARGE:
         run.notices.append(f"{name} keeps {objectives} gradients at once: {size / 2**30:.1f} GiB")

@@ -7,7 +7,20 @@ import time
 
 from scripts.bench import report
 
-NAMES = ("loop", "augment", "sam", "cost", "qat", "start", "compile", "replicas", "sweep", "federated", "beside")
+NAMES = (
+    "loop",
+    "augment",
+    "sam",
+    "balance",
+    "cost",
+    "qat",
+    "start",
+    "compile",
+    "replicas",
+    "sweep",
+    "federated",
+    "beside",
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,14 +1,20 @@
 """A step with several objectives: against rows made by hand, through all that a step goes through, and refusals."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from runner.balance import Balance
 from runner.core.mistake import ConfigError
 from runner.engine.closure import Closure
-from runner.engine.replicas import Replicas, Unpackable
+from runner.engine.diagnose import NonFinite
+from runner.engine.replicas import Broken, Replicas, Unpackable
+from runner.hook import Hook
 from tests.balance.made import OF, SMALL, words
 from tests.balance.test_methods import by_the_paper
+from tests.conftest import ROOT
 from tests.engine.test_replicas import advance, assert_pack_equals_alone
 from tests.federated.made import federation, rounds
 from tests.federated.test_side_by_side import both_ways
@@ -75,7 +81,7 @@ def test_the_gradient_is_that_of_rows_made_by_hand(of):
 @EACH
 def test_a_domain_or_term_has_its_own_risk_and_the_mean_of_rows_is_the_plain_gradient(of, monkeypatch):
     """With equal weights 1 / T the gradient is that of the recorded loss."""
-    monkeypatch.setattr("runner.balance.pcgrad.PCGrad.weights", lambda self, gram, *_: gram[..., 0] * 0 + 1 / gram.shape[-1])  # fmt: skip  # noqa: E501
+    monkeypatch.setattr("runner.balance.pcgrad.PCGrad.weigh", lambda self, gram, *_: gram[..., 0] * 0 + 1 / gram.shape[-1])  # fmt: skip  # noqa: E501
     run = trainer(*SMALL, *words(of, "pcgrad"), double=True)
     batch = next(iter(run.loader.epoch(0)))
     loss = sum(objectives(run, of, batch)) / len(objectives(run, of, batch))
@@ -205,6 +211,101 @@ def test_inside_a_clients_step(of, option):
 def test_nothing_is_there_where_nothing_is_balanced():
     run = trainer(*SMALL)
     assert run.closure is Closure and run.balance is None
+
+
+@pytest.mark.parametrize("option", ["upgrad", "pcgrad", "aligned_mtl", "mgda", "config"])
+def test_a_run_that_diverges_does_so_alone(option):
+    own = [*SMALL, *words("terms", option)]
+    with pytest.raises(NonFinite, match="loss"):
+        advance(trainer(*own, "optim.lr=1e30"), 12)
+    pack = Replicas([trainer(*own, "seed=0"), trainer(*own, "seed=1", "optim.lr=1e30")])
+    with pytest.raises(Broken) as broken:
+        advance(pack, 12)
+    assert list(broken.value.args[0]) == [1] and pack.weights.data[0].isfinite().all()
+
+
+# ---- the method that DESIGN.md shows
+
+
+@pytest.fixture
+def level(tmp_path, monkeypatch) -> str:
+    text = (ROOT / "DESIGN.md").read_text().partition("import Balance  # level.py")[2].partition("```")[0]
+    assert 0 < len([line for line in text.splitlines() if line.strip()]) <= 20
+    (tmp_path / "level.py").write_text(f"from runner.balance import Balance{text}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "level", raising=False)
+    return "balance._target_=level.Level"
+
+
+@EACH
+def test_the_balance_shown_does_what_it_says(of, level):
+    run = trainer(*SMALL, *OF[of], level, f"+balance.of={of}", double=True)
+    batch = next(iter(run.loader.epoch(0)))
+    rows = rows_of(run, of, batch)
+    own = head_of(run) if of == "tasks" else torch.zeros_like(rows[0], dtype=torch.bool)
+    common = rows.masked_fill(own, 0.0)
+    units = common / common.norm(dim=1, keepdim=True)
+    run.gradient(batch)
+    expected = torch.where(own, rows.mean(0), units.mean(0) * common.norm(dim=1).mean())
+    assert torch.allclose(run.weights.grad, expected, atol=1e-10)
+
+
+def test_the_balance_shown_in_packs_and_resumed(level, tmp_path):
+    own = [*OF["terms"], level, "optim=sam", "train.accumulate=2"]
+    assert_resumed_equals_whole(["dataset.subset=32", "model.hidden=[12]", *own], 6, tmp_path)
+
+    def make(wanted):
+        return [trainer(*cell, double=True) for cell in wanted]
+
+    assert_pack_equals_alone(make, [[*SMALL, *own, "seed=0"], [*SMALL, *own, "seed=1"]], steps=6, atol=1e-9)
+
+
+class Remembering(Balance, Hook):
+    """The mean of the rows with a momentum of its own."""
+
+    def __init__(self):
+        self.of = "terms"
+
+    def start(self, run):
+        self.mean = torch.zeros_like(run.weights.data)
+        self.now = None
+
+    def combine(self, rows, gram, values, draws):
+        self.now = 0.9 * self.mean + rows.mean(1)[0]
+        return self.now.unsqueeze(0)
+
+    def step(self, run):
+        self.mean.copy_(self.now)
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean.copy_(state["mean"])
+
+
+REMEMBERING = [*OF["terms"], "balance._target_=tests.balance.test_balance.Remembering"]
+
+
+def test_one_that_remembers_is_a_hook_and_goes_on(tmp_path):
+    still = ["optim.weight_decay=0", "schedule=constant"]
+    run = trainer(*SMALL, *REMEMBERING, *still, "optim.momentum=0", double=True)
+    plain = trainer(*SMALL, *OF["terms"], *still, "optim.momentum=0.9", "optim.lr=0.025", double=True)
+    advance(run, 6), advance(plain, 6)  # its loss is twice the mean of the two
+    assert torch.allclose(run.weights.data, plain.weights.data, rtol=0, atol=1e-12)
+    assert_resumed_equals_whole(["dataset.subset=32", "model.hidden=[12]", *REMEMBERING], 6, tmp_path)
+    with pytest.raises(Unpackable, match="Remembering remembers"):
+        monkeyed = [trainer(*SMALL, *REMEMBERING, f"seed={k}") for k in range(2)]
+        for one in monkeyed:
+            one.balance.replicas = True
+        Replicas(monkeyed)
+
+
+def test_what_gives_something_else_is_refused_in_a_line(monkeypatch):
+    monkeypatch.setattr("runner.balance.upgrad.UPGrad.combine", lambda self, rows, *_: rows[0, 0])
+    run = trainer(*SMALL, *words("terms"))
+    with pytest.raises(ConfigError, match=r"UPGrad must give a gradient of \(1, .*for 2 objectives.*, got"):
+        advance(run, 1)
 
 
 # ---- refusals

@@ -16,7 +16,9 @@ from runner.engine.trainer import Trainer
 from runner.sweep.experiment import composer
 from runner.sweep.kind import floats, number
 
-GROUPS = ("model", "augment", "sampler", "loss", "risk", "optim", "schedule", "sharpness", "quantization", "hook")
+GROUPS = (
+    "model", "augment", "sampler", "loss", "risk", "balance", "optim", "schedule", "sharpness", "quantization", "hook"
+)  # fmt: skip
 # What an option needs beside its name, and what keeps it small
 NEEDS = {
     "cnn": ["model.widths=[4,8]", "model.hidden=16"],
@@ -36,6 +38,8 @@ NEEDS = {
     "mlp_time": ["loss=diffusion", "model.width=16", "model.depth=1"],
     "ntxent": ["loss.out=8"],
 }
+TERMS = ["balance.of=terms", "hook=[spectral_decoupling]"]  # made-up data have no tasks
+NEEDS |= dict.fromkeys(("upgrad", "pcgrad", "aligned_mtl", "mgda", "config"), TERMS)
 SHAPE = [3, 16, 16]
 CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four
 

@@ -49,6 +49,8 @@ def together(config: dict, loss: Loss, model: torch.nn.Module, dataset: Dataset)
             f"dataset={config['choices']['dataset']} has several tasks, and model={config['choices']['model']} one "
             f"head; those with one for each are model={', '.join(others)}"
         )
+    if dataset.task == "tasks" and (quantization := config["choices"]["quantization"]) != "none":
+        dataset.notices.append(f"quantization={quantization}: its last layer is the head of the last task alone")
     augments, hooks = (
         {option: locate(node["_target_"], group) for option, node in config[group].items()}
         for group in ("augment", "hook")

@@ -174,10 +174,6 @@ def balanced(run: "Trainer", balance: Balance, choices: dict, example: Batch) ->
     if balance.of == "tasks":
         balance.own = heads(run, example)
     run.balance, run.closure = balance, Rows
-    if balance.of == "tasks" and choices["quantization"] != "none":
-        run.notices.append(
-            f"{name}: for quantization={choices['quantization']} the last layer is the head of the last task alone"
-        )
     size = objectives * run.weights.data.nbytes
     if size > LARGE:
         run.notices.append(f"{name} keeps {objectives} gradients at once: {size / 2**30:.1f} GiB")

@@ -29,7 +29,10 @@ def recorded(memory: Tensor, out: Output, batch: Batch) -> Tensor:
 
 
 def no_logits(run, name: str) -> list[str]:
-    """A line where the outputs are no logits: softmaxes of them are compared all the same."""
+    """A line where the outputs are no logits: softmaxes of them are compared all the same. Raises ValueError where
+    there are several rows of them."""
+    if run.dataset.task == "tasks":
+        raise ValueError(f"hook={name} remembers one row of logits a sample, and this data set has several tasks")
     if run.dataset.task != "regression":
         return []
     none = ", and of one output they are always equal: it changes nothing" if run.dataset.classes == 1 else ""

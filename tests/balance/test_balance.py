@@ -191,6 +191,7 @@ def test_quantized(of, quantization):
     before = run.weights.clone()
     advance(run, 3)
     assert torch.isfinite(run.weights.data).all() and not torch.equal(before, run.weights.data)
+    assert any("head of the last task alone" in notice for notice in run.notices) == (of == "tasks")
 
 
 @EACH
@@ -321,6 +322,8 @@ def test_what_gives_something_else_is_refused_in_a_line(monkeypatch):
         ([*words("domains"), "risk=top_k"], "risk=top_k cannot leave out the others: those that can are risk=mean"),
         ([*OF["tasks"], "loss=poly"], "loss=poly is defined for classes, dataset=multi_mnist has tasks"),
         ([*OF["tasks"], "model=wrn_16_8"], "model=wrn_16_8 one head; those with one for each are model=lenet, mlp"),
+        ([*OF["tasks"], "hook=saf"], "hook=saf remembers one row of logits a sample"),
+        ([*OF["tasks"], "hook=mesa"], "hook=mesa remembers one row of logits a sample"),
         ([*OF["tasks"], "dataset.bag_size=2"], "bag_size is not defined for several tasks"),
     ],
 )

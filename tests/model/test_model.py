@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from runner.command.build import CONTEXT
 from runner.core.batch import Output
 from runner.model import Classifier
 from runner.model.cnn import Cnn
@@ -40,7 +41,7 @@ def test_yaml_states_its_source_and_every_argument(path):
     parameters = list(inspect.signature(cls).parameters)
     assert issubclass(cls, Classifier)
     assert parameters[:2] == ["shape", "classes"]
-    assert parameters[2:] == list(node)
+    assert [name for name in parameters[2:] if name not in CONTEXT] == list(node)
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)

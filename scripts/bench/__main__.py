@@ -8,19 +8,8 @@ import time
 from scripts.bench import report
 
 NAMES = (
-    "loop",
-    "augment",
-    "sam",
-    "balance",
-    "cost",
-    "qat",
-    "start",
-    "compile",
-    "replicas",
-    "sweep",
-    "federated",
-    "beside",
-)
+    "loop", "augment", "sam", "rows", "cost", "qat", "start", "compile", "replicas", "sweep", "federated", "beside"
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -243,7 +243,7 @@ def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypa
 
     (before, w), count = state(), run.count
     before = torch.utils._pytree.tree_map(lambda v: v.clone() if isinstance(v, torch.Tensor) else v, before)
-    monkeypatch.setattr("runner.engine.trainer.Closure", type("Failing", (FailingClosure,), {"fail_at": fail_at}))
+    monkeypatch.setattr(run, "closure", type("Failing", (FailingClosure,), {"fail_at": fail_at}))
     passes = 1 if name == "none" else 2
     if fail_at >= passes:
         pytest.skip(f"{name} makes one pass")

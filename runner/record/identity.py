@@ -8,14 +8,17 @@ from pathlib import Path
 APART = {"name", "device", "data_dir", "cache_dir", "outputs_dir", "logger", "choices", "sweep"}
 APART_TRAIN = {"workers", "eval_batch_size", "save_minutes", "threads"}
 
-# Groups that came after runs had been made, with the node that says what was so for all of those
-LATER = {"sampler": {"_target_": "runner.sampler.Sampler"}, "balance": {"_target_": "runner.balance.Balance"}}
+# Groups that came after runs had been made, with the option that says what was so for all of those, and its node
+LATER = {
+    "sampler": ("shuffle", {"_target_": "runner.sampler.Sampler"}),
+    "balance": ("none", {"_target_": "runner.balance.Balance"}),
+}
 
 
 def apart(config: dict) -> set[str]:
     """The keys of this config that are no part of what it computes, and those that a config of earlier had not and
     that say what was so then."""
-    return APART | {group for group, plain in LATER.items() if config.get(group, plain) == plain}
+    return APART | {group for group, (_, plain) in LATER.items() if config.get(group, plain) == plain}
 
 
 def identity(config: dict) -> str:

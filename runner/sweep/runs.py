@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.record.files import finished, history, read_config, read_json, read_yaml
-from runner.record.identity import APART_TRAIN, apart
+from runner.record.identity import APART_TRAIN, LATER, apart
 from runner.record.provenance import mixed, remarks
 from runner.sweep.cells import key_of
 
@@ -52,7 +52,8 @@ def settings(config: dict) -> dict[str, Any]:
         kept.pop("checkpoint", None)
     kept["train"] = {key: value for key, value in config.get("train", {}).items() if key not in APART_TRAIN}
     choices = {group: option for group, option in config.get("choices", {}).items() if group not in left_out}
-    return {**choices, **flatten(kept)}
+    plain = {group: option for group, (option, _) in LATER.items() if group in left_out}
+    return {**choices, **plain, **flatten(kept)}
 
 
 def token(value: Any) -> str:

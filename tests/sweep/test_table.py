@@ -3,6 +3,7 @@ import io
 import json
 
 import pytest
+import yaml
 
 from runner.sweep.table import main, table
 
@@ -274,3 +275,17 @@ def test_regression_is_tabled_by_its_error(make):
     found = table([error])
     assert (found.metric, found.rows[0].mean, found.percent) == ("test_mae", 0.25, False)
     assert table([error, other]).metric == "test_accuracy"
+
+
+def test_runs_of_before_a_group_have_its_plain_option(make):
+    """Whether their config names the group, as it does since, or not."""
+    even = make(0, 0.7, sampler="balanced")
+    config = yaml.safe_load((even / ".hydra" / "config.yaml").read_text())
+    config["sampler"] = {"_target_": "x.Balanced"}
+    (even / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    now = make(1, 0.6, sampler="shuffle")
+    config = yaml.safe_load((now / ".hydra" / "config.yaml").read_text())
+    config["sampler"] = {"_target_": "runner.sampler.Sampler"}
+    (now / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+    made = table([even, now, make(0, 0.5)], by=["sampler"])
+    assert {row.keys["sampler"]: row.seeds for row in made.rows} == {"balanced": [0], "shuffle": [0, 1]}

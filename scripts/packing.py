@@ -17,7 +17,8 @@ from runner.sweep.experiment import composer
 from runner.sweep.kind import floats, number
 
 GROUPS = (
-    "model", "augment", "sampler", "loss", "risk", "balance", "optim", "schedule", "sharpness", "quantization", "hook"
+    "model", "augment", "sampler", "loss", "risk", "groups", "gradient", "balance", "optim", "schedule", "sharpness",
+    "quantization", "hook",
 )  # fmt: skip
 # What an option needs beside its name, and what keeps it small
 NEEDS = {

@@ -28,7 +28,7 @@ def alone(conf: Path) -> list[str]:
     lines = [
         "Runs that differ in nothing but their seed and numbers of type float share a pass (`sweep.pack`). One by one",
         "go streamed data sets, `train.precision=fp16`, `train.compile=true`, runs on several devices, optimizers that",
-        "do not say that their update is elementwise (no third party's does), sharpness methods and penalties that do",
+        "do not say that they step flat vectors (no third party's does), sharpness methods and penalties that do",
         "not say that they work on replicas, and models that draw from the global generator (timm's drop path). Of the",
         "options above, two runs of each having been tried:",
         "",

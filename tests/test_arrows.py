@@ -17,6 +17,8 @@ FLOORS = [
         "sampler",
         "loss",
         "risk",
+        "groups",
+        "gradient",
         "balance",
         "optim",
         "schedule",

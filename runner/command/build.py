@@ -21,7 +21,7 @@ from runner.core.schema import Range, When, beyond
 
 CONTEXT = {"shape", "bounds", "classes", "heads", "samples", "class_counts", "bag"}  # of the data
 CONTEXT |= {"features"}  # of the model
-CONTEXT |= {"data_dir", "cache_dir", "seed", "params"}
+CONTEXT |= {"data_dir", "cache_dir", "seed", "params", "layouts"}
 
 
 class _Handed:

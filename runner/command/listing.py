@@ -3,8 +3,8 @@
 from pathlib import Path
 
 GROUPS = (
-    "model", "dataset", "augment", "sampler", "loss", "risk", "optim", "schedule",
-    "balance", "sharpness", "quantization", "federated", "hook", "logger",
+    "model", "dataset", "augment", "sampler", "loss", "risk", "groups", "optim", "schedule",
+    "gradient", "balance", "sharpness", "quantization", "federated", "hook", "logger",
 )  # fmt: skip
 MANY = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
 

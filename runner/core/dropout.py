@@ -96,7 +96,7 @@ class Dropout(nn.Module):
 
 def uniform(like: Tensor, masks: Masks, layer: str) -> Tensor:
     """`Masks.draw` for this replica: numbers in [0, 1) in the shape of `like`."""
-    return _Uniform.apply(like, masks, layer)
+    return _Uniform.apply(like.detach(), masks, layer)  # of which no mode of differentiation is asked
 
 
 class _Uniform(torch.autograd.Function):

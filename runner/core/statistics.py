@@ -11,13 +11,14 @@ from runner.core import distributed
 @contextmanager
 def frozen(norms: list[nn.Module]) -> Iterator[None]:
     """Inside, these layers leave their running statistics alone, and normalise by the batch as in training."""
+    before = [norm.track_running_stats for norm in norms]
     for norm in norms:
         norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, tracked in zip(norms, before, strict=True):
+            norm.track_running_stats = tracked
 
 
 def average(buffers: Iterable[Tensor]) -> None:

@@ -1,6 +1,6 @@
 """The trainable parameters as one vector."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,12 +31,25 @@ class Place:
         return vector.as_strided(size, stride, vector.storage_offset() + self.start)
 
 
+def trainable(*modules: nn.Module) -> dict[nn.Parameter, str]:
+    """The modules' trainable parameters, each once, with their names."""
+    found: dict[nn.Parameter, str] = {}
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                found.setdefault(parameter, name)
+    return found
+
+
 class Weights:
     """All trainable parameters in one flat buffer `data` (P,) and their gradients in `grad` (P,).
 
     The modules' own tensors become views of the two buffers, with their memory format kept, so that an elementwise
     update or a norm is one operation whatever the depth. Between tensors there are a few padding elements; they are
     zero in both buffers and stay zero under any elementwise update of w and its gradient.
+
+    Tensors with equal keys lie together, in a slice of their own: `slices` are parameters (P_i,) that share memory with
+    `data`, what an optimizer of the flat kind steps, each with numbers of its own. Without keys there is one.
 
     K replicas are (K, P): see `stack`. `dot` and `norm` then give (K,), and whatever multiplies a vector may be (K,).
 
@@ -45,6 +58,8 @@ class Weights:
     modules : nn.Module, one or more
         Already on their final device, dtype and memory format (a later `.to()` would break the views). All trainable
         parameters must share one dtype and one device; a parameter that several modules share is taken once.
+    keys : list, default None
+        One for each of `trainable(*modules)`: slices come in the order in which keys first occur.
 
     Raises
     ------
@@ -52,31 +67,37 @@ class Weights:
         Nothing to train, or mixed dtypes or devices.
     """
 
-    def __init__(self, *modules: nn.Module):
-        named = {}
-        for module in modules:
-            for name, parameter in module.named_parameters():
-                if parameter.requires_grad:
-                    named.setdefault(parameter, name)
+    def __init__(self, *modules: nn.Module, keys: Sequence[Hashable] | None = None):
+        named = trainable(*modules)
         if not named:
             raise ValueError("there is nothing to train: no parameter requires a gradient")
         kinds = {(parameter.dtype, parameter.device) for parameter in named}
         if len(kinds) > 1:
             raise ValueError(f"trainable parameters must share one dtype and device, got {sorted(map(str, kinds))}")
-        self.parameters: list[nn.Parameter] = list(named)
-        self.names: list[str] = list(named.values())
+        self.keys = [None] * len(named) if keys is None else list(keys)
+        by_key: dict[Hashable, list[int]] = {}
+        for number, key in zip(range(len(named)), self.keys, strict=True):
+            by_key.setdefault(key, []).append(number)
+        self.order = [number for same in by_key.values() for number in same]  # of the tensors, among the trainable ones
+        every = list(named.items())
+        self.parameters: list[nn.Parameter] = [every[number][0] for number in self.order]
+        self.names: list[str] = [every[number][1] for number in self.order]
         self.places: list[Place] = []
+        self.cuts: list[tuple[int, int]] = []  # where slices begin and end
         end = 0
-        for parameter in self.parameters:
-            # empty_like keeps the strides of a dense tensor (channels_last) and makes an overlapping one contiguous
-            self.places.append(Place(parameter.size(), torch.empty_like(parameter).stride(), end))
-            end += -(-parameter.numel() // ALIGN) * ALIGN
+        for same in by_key.values():
+            start = end
+            for parameter, _ in (every[number] for number in same):
+                # empty_like keeps the strides of a dense tensor (channels_last) and makes an overlapping one contiguous
+                self.places.append(Place(parameter.size(), torch.empty_like(parameter).stride(), end))
+                end += -(-parameter.numel() // ALIGN) * ALIGN
+            self.cuts.append((start, end))
         (dtype, device) = kinds.pop()
         data = torch.zeros(end, dtype=dtype, device=device)
         self.count = sum(parameter.numel() for parameter in self.parameters)
         for parameter, place in zip(self.parameters, self.places, strict=True):
             place.view(data).copy_(parameter.data)
-        self.flat = nn.Parameter(data)  # shares memory with `data`: what an elementwise optimizer steps
+        self.slices = [nn.Parameter(data[start:end]) for start, end in self.cuts]
         self._live_in(data, torch.zeros_like(data))
 
     def _live_in(self, data: Tensor, grad: Tensor) -> None:
@@ -85,7 +106,12 @@ class Weights:
         self._grads = [place.view(grad) for place in self.places]
         for parameter, place, gradient in zip(self.parameters, self.places, self._grads, strict=True):
             parameter.data, parameter.grad = place.view(data), gradient
-        self.flat.data, self.flat.grad = data, grad
+        for own, value, gradient in zip(self.slices, self.cut(data), self.cut(grad), strict=True):
+            own.data, own.grad = value, gradient
+
+    def cut(self, vector: Tensor) -> list[Tensor]:
+        """The slices of a (P,) or (K, P) vector, as views."""
+        return [vector[..., start:end] for start, end in self.cuts]
 
     @classmethod
     def stack(cls, members: "list[Weights]") -> "Weights":
@@ -94,13 +120,14 @@ class Weights:
         `parameters` are then (K, *shape), and a row changes with its member. Raises ValueError for other layouts.
         """
         first = members[0]
-        if any(member.places != first.places or member.names != first.names for member in members):
+        if any((m.places, m.names, m.cuts) != (first.places, first.names, first.cuts) for m in members):
             raise ValueError("their parameters differ in number, name or shape")
         stacked = object.__new__(cls)
         stacked.names, stacked.places, stacked.count = first.names, first.places, first.count
+        stacked.keys, stacked.cuts = first.keys, first.cuts
         data = torch.stack([member.data for member in members])
         stacked.parameters = [nn.Parameter(place.view(data)) for place in stacked.places]
-        stacked.flat = nn.Parameter(data)
+        stacked.slices = [nn.Parameter(own) for own in stacked.cut(data)]
         stacked._live_in(data, torch.stack([member.grad for member in members]))
         for member, row, gradient in zip(members, stacked.data, stacked.grad, strict=True):
             member._live_in(row, gradient)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from runner.command.build import build, kinds, locate
+from runner.command.build import build, kinds
 from runner.command.config import Train, sources
 from runner.core import distributed, keyed, threads
 from runner.core.batch import Batch
@@ -20,10 +20,9 @@ from runner.core.dropout import Masks
 from runner.core.mistake import ConfigError
 from runner.core.precision import Precision
 from runner.core.reach import unreached
-from runner.core.weights import Weights
 from runner.core.work import multiplications
 from runner.dataset.loader import Loader
-from runner.engine import contract, parts, rows, trial
+from runner.engine import contract, estimated, grouped, parts, rows, trial
 from runner.engine.start import Start
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
@@ -153,10 +152,9 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     example = loader.like_training(example)
     risk = build(config["risk"], "risk", **context).to(device)
     trial.value(model, loss, risk, out, example, dataset.classes)
+    groups = build(config["groups"], "groups")
     with as_config_error("model"):
-        weights = Weights(model, loss, risk)
-    elementwise = getattr(locate(config["optim"]["_target_"], "optim"), "elementwise", False)
-    params = [weights.flat] if elementwise else weights.parameters
+        weights, tensors = grouped.divided(config, groups, model, loss, risk)
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
     federated = build(config["federated"], "federated", **server)
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
@@ -168,10 +166,12 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         hooks = {"quantization": transform} | hooks
     if transform.begin:
         hooks = {"late": Late(transform.begin, calibration)} | hooks
-    optimizer = build(config["optim"], "optim", params=params)
+    make, params = grouped.optimizer(config["optim"], weights, tensors)
+    optimizer = make(params)
     sharpness = build(config["sharpness"], "sharpness")
     trial.attributes(optimizer, sharpness)
-    ineffective = contract.check(optimizer, lambda other: build(config["optim"], "optim", params=other), params)
+    ineffective, looked = contract.check(optimizer, make, params)
+    ineffective += grouped.lines(config["choices"]["groups"], weights, tensors, optimizer)
     trainer = Trainer(
         dataset=dataset,
         loader=loader,
@@ -197,6 +197,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
             with trial.theirs(where, begin.__self__, "fails in start"):
                 begin(trainer)
     rows.balanced(trainer, balance, config["choices"], example)
+    estimated.estimated(trainer, build(config["gradient"], "gradient"), config["choices"], example)
+    contract.looks(trainer, looked, config["choices"], example)
     for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness}.items():
         with trial.theirs(where, part, "fails in notices"):
             lines = part.notices(trainer)

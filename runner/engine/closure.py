@@ -1,7 +1,8 @@
 """What a sharpness method and an optimizer call: passes over a batch, and the gradient that a step goes by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,14 +59,11 @@ class Closure:
             run.draws.go(self.begin)
         with run.statistics(live=self.live and (self.passes == 0 if live is None else live)):
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
-                loss, out = run.objective(micro)
-                run.masks.forwards += 1
-                loss = self.part(loss, micro, share * len(micro) / len(batch))
-                parts = self.backward(run.precision.up(loss), bool(outs), create_graph)
+                loss, out, parts = self.one(micro, share * len(micro) / len(batch), bool(outs), create_graph)
                 if create_graph:
                     grad = weights.flatten(parts) + (0.0 if grad is None else grad)
-                outs.append(out.detach())
-                total = loss.detach() if total is None else loss.detach() + total
+                outs.append(out)
+                total = loss if total is None else loss + total
         if self.passes:
             run.draws.go(here)
         self.passes += 1
@@ -81,7 +79,28 @@ class Closure:
                 raise Overflow
         return Pass(self.finish(total), Output.cat(outs, batch.lead), grad)
 
-    # ---- what `runner.engine.rows` does otherwise
+    @torch.no_grad()
+    def value(self) -> Tensor:
+        """The loss alone, (), or (K,): what the first pass would return; on several processes this one's part."""
+        run, batch, total = self.run, self.batch, None
+        share = 1.0 if self.alone or not batch.total else len(batch) / batch.total
+        with run.statistics(live=False):
+            for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
+                loss = self.part(run.objective(micro)[0], micro, share * len(micro) / len(batch))
+                run.masks.forwards += 1
+                total = loss if total is None else loss + total
+        return total
+
+    # ---- what `runner.engine.rows` and `runner.engine.estimated` do otherwise
+
+    def one(self, micro: Batch, share: float, add: bool, create_graph: bool) -> tuple[Tensor, Output, Sequence]:
+        """Add the micro-batch's part to the gradient; returns its part of the loss, the output, and that gradient."""
+        run = self.run
+        loss, out = run.objective(micro)
+        run.masks.forwards += 1
+        loss = self.part(loss, micro, share)
+        parts = self.backward(run.precision.up(loss), add, create_graph)
+        return loss.detach(), out.detach(), parts
 
     @staticmethod
     def minimised(run: "Trainer", seen, out: Output, batch: Batch) -> Tensor:
@@ -113,7 +132,9 @@ class Asked:
     """The closure of `optimizer.step`: fills the gradients and returns the loss at w, over all processes.
 
     LBFGS and its like call it several times a step. All calls are of one random function, with the memories of loss,
-    risk and hooks as they were, and what they leave behind is what the first one does.
+    risk and hooks as they were, and what they leave behind is what the first one does. So it is with what optimizers
+    that look (`runner.optim`) ask for: `value` and `hvp` are of the function that the step's gradient is of, at the
+    weights as they are when it is asked for, without the sharpness method.
     """
 
     loss: Tensor | None = None  # of the first call, this process's part of it
@@ -136,3 +157,38 @@ class Asked:
         else:
             run.draws.go(here)
         return distributed.sum_(loss.clone()) if run.several else loss
+
+    @contextmanager
+    def once_more(self) -> Iterator[Closure]:
+        """A closure of the same function; it leaves no trace."""
+        run, here = self.run, self.run.draws.where()
+        if self.begin is not None:
+            run.draws.go(self.begin)
+        gradient = run.weights.grad.clone()
+        try:
+            yield run.closure(run, self.batch, alone=False, live=False)
+        finally:
+            run.weights.grad.copy_(gradient)
+            run.draws.go(here)
+
+    def value(self) -> Tensor:
+        """The loss at the present weights, () or (K,), over all processes: a forward pass."""
+        with self.once_more() as closure:
+            return distributed.sum_(closure.value())
+
+    def hvp(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        """The Hessian of the loss at the present weights times a vector, over all processes; both as the optimizer's
+        parameters are, one for each. Costs about three gradients. Layers without a second derivative, such as a
+        quantizer's rounding, count as what their backward pass says. Raises ConfigError with a balance or an estimated
+        gradient."""
+        run, weights = self.run, self.run.weights
+        flat = getattr(run.optimizer, "flat", False)
+        vector = torch.cat(list(vectors), -1) if flat else weights.flatten(vectors)
+        with self.once_more() as closure, torch.enable_grad():
+            grad = closure(create_graph=True).grad
+            ones = None if grad.dim() == 1 else torch.ones_like(grad[:, 0])
+            parts = torch.autograd.grad((grad * vector).sum(-1), weights.parameters, ones, allow_unused=True)
+            product = distributed.sum_(weights.flatten(parts).detach())
+        if run.precision.scale is not None and not torch.isfinite(product).all():
+            raise Overflow
+        return weights.cut(product) if flat else [view for _, view in weights.views(product)]

@@ -7,30 +7,36 @@ does not matter.
 
 import io
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from runner.core import checkpoint
+from runner.core.batch import Batch
 from runner.core.mistake import ConfigError
+from runner.engine.closure import Asked
 from runner.engine.trial import guard, named
+
+if TYPE_CHECKING:
+    from runner.engine.trainer import Trainer
 
 STEPS = 3
 PATIENCE = 100  # steps in which an optimizer that gathers gradients first, as AdaShift does, must have moved a weight
-SIZE = 64  # elements of an elementwise optimizer's vector that are tried
+SIZE = 64  # elements of a flat optimizer's vectors that are tried, where it does not ask what they are
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
-def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Parameter]) -> list[str]:
-    """Raise ConfigError where the loop cannot train with this optimizer; returns lines about what has no effect.
+def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Parameter]) -> tuple[list[str], set[str]]:
+    """Raise ConfigError where the loop cannot train with this optimizer; returns lines about what has no effect, and
+    what it asks for beside gradients: "value", "hvp".
 
     make : builds another one for other parameters. params : those that it is to train.
     """
-    few = getattr(optimizer, "elementwise", False)
+    few = getattr(optimizer, "flat", False) and not hasattr(optimizer, "layouts")
 
     def refuse(why: str) -> ConfigError:
         return ConfigError(f"optim: {named(optimizer)} {why}; choose another, such as optim=adamw")
@@ -43,6 +49,9 @@ def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Paramete
     try:
         with guard("optim", optimizer, "fails in step(closure)"):
             tried = Trial(make, params, few)
+        if tried.looked and not getattr(optimizer, "looks", False):
+            asked = " and ".join(f"closure.{what}" for what in sorted(tried.looked))
+            raise ConfigError(f"optim: {named(optimizer)} asks for {asked}: it must say `looks = True`")
         if not tried.asked:
             raise ConfigError(f"optim: {named(optimizer)}.step must call the closure, which makes the gradient")
         if tried.moved_house:
@@ -57,7 +66,8 @@ def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Paramete
         checkpoint.restore_random_states(states)
         if lr > 0 and Trial(make, params, few, factor=0.5).end == tried.end:
             first = f"in its first {tried.steps} steps"
-            return [f"optim: {named(optimizer)} does not go by the 'lr' of its groups {first}: schedules may not act"]
+            line = f"optim: {named(optimizer)} does not go by the 'lr' of its groups {first}: schedules may not act"
+            return [line], tried.looked
     except ConfigError as error:
         if _differentiates(error.__cause__):
             raise refuse(
@@ -66,7 +76,32 @@ def check(optimizer: torch.optim.Optimizer, make: Make, params: list[nn.Paramete
         raise
     finally:
         checkpoint.restore_random_states(states)
-    return []
+    return [], tried.looked
+
+
+def looks(run: "Trainer", looked: set[str], choices: dict, example: Batch) -> None:
+    """Raise ConfigError where this run has not what the optimizer asks for. looked : as `check` found it."""
+    name = f"optim={choices['optim']}"
+    if not looked:
+        return
+    for group, other in (("balance", run.balance), ("gradient", run.estimate)):
+        if other is not None:
+            raise ConfigError(
+                f"{name} asks for {' and '.join(sorted(looked))} of the one loss that backpropagation "
+                f"differentiates, and {group}={choices[group]} has another gradient"
+            )
+    if "hvp" not in looked:
+        return
+    if run.train.compile:
+        raise ConfigError(f"{name} differentiates twice, which a compiled model cannot: set train.compile=false")
+    asked, here = Asked(run, example), run.draws.where()
+    try:
+        asked.hvp([torch.zeros_like(p) for group in run.optimizer.param_groups for p in group["params"]])
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"{name} differentiates twice, which some layer cannot ({why})") from error
+    finally:
+        run.draws.go(here)
 
 
 def _differentiates(error: BaseException | None) -> bool:
@@ -97,6 +132,24 @@ def odd(value: Any) -> Iterator[str]:
         yield type(value).__name__
 
 
+class Tried:
+    """What the optimizer is given instead of `runner.engine.closure.Asked`, of a bowl around 0."""
+
+    def __init__(self, trial: "Trial"):
+        self.trial = trial
+
+    def __call__(self) -> Tensor:
+        return self.trial.closure()
+
+    def value(self) -> Tensor:
+        self.trial.looked.add("value")
+        return self.trial.params[0].new_tensor(1.0).detach()
+
+    def hvp(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        self.trial.looked.add("hvp")
+        return [vector.detach().mul(1e-2) for vector in vectors]
+
+
 class Trial:
     """Some steps on copies of the parameters, with a gradient that points away from 0."""
 
@@ -105,7 +158,7 @@ class Trial:
         self.grads = [p.detach().mul(1e-2).add(1e-4) for p in self.params]
         for p in self.params:
             p.grad = torch.zeros_like(p)
-        self.asked = 0
+        self.asked, self.looked = 0, set()
         places = [p.data_ptr() for p in self.params]
         self.start = self.sums()
         optimizer = make(self.params)
@@ -114,7 +167,7 @@ class Trial:
         while self.steps < (STEPS if not any(rates) or (self.steps and self.moved) else PATIENCE):
             for group, lr in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = lr
-            optimizer.step(self.closure)
+            optimizer.step(Tried(self))
             self.steps += 1
             self.end = self.sums()
             self.moved = self.end != self.start

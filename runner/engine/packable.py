@@ -21,8 +21,10 @@ def refuse(trainer: Trainer) -> None:
         raise Unpackable("train.compile=true")
     if not isinstance(trainer.dataset.train.base, Tensor):
         raise Unpackable("a data set that is streamed")
-    if not getattr(trainer.optimizer, "elementwise", False):
-        raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that its update is elementwise")
+    if not getattr(trainer.optimizer, "flat", False):
+        raise Unpackable(f"{type(trainer.optimizer).__name__} does not say that it steps flat vectors")
+    if trainer.estimate is not None:
+        raise Unpackable(f"{type(trainer.estimate).__name__} makes the gradient of one run")
     if not trainer.sharpness.replicas:
         raise Unpackable(f"{type(trainer.sharpness).__name__} does not say that it works on replicas")
     if trainer.balance is not None and not trainer.balance.replicas:

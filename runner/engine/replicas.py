@@ -23,6 +23,7 @@ from runner.engine.packable import refuse
 from runner.engine.stacked import Broken, StackedHooks, StackedLoader, Unpackable
 from runner.engine.trainer import Trainer
 from runner.loss import Loss
+from runner.optim import twin
 from runner.risk import Risk
 
 
@@ -114,16 +115,16 @@ class Replicas(Trainer):
 
     def _optimizer(self, weights: Weights) -> torch.optim.Optimizer:
         """An optimizer of their class over (K, P), with their hyperparameters and states."""
-        own = [member.optimizer for member in self.members]
-        groups = [{key: value for key, value in one.param_groups[0].items() if key != "params"} for one in own]
-        for group, member in zip(groups, self.members, strict=True):
-            group["lr"] = member.base_lrs[0]  # what the schedule made of it belongs to a step
-        stacked = copy.copy(own[0])
-        stacked.param_groups = [{**self._merge(tuple(groups), "optim"), "params": [weights.flat]}]
-        states = tuple(one.state.get(member.weights.flat, {}) for one, member in zip(own, self.members, strict=True))
-        stacked.state = copy.copy(stacked.state)
-        stacked.state.clear()
-        stacked.state[weights.flat] = self._merge(states, "optim")
+        stacked = twin(self.members[0].optimizer)
+        stacked.param_groups = []
+        for number, own in enumerate(weights.slices):
+            groups = [dict(member.optimizer.param_groups[number]) for member in self.members]
+            for group, member in zip(groups, self.members, strict=True):
+                del group["params"]
+                group["lr"] = member.base_lrs[number]  # what the schedule made of it belongs to a step
+            stacked.param_groups.append({**self._merge(tuple(groups), "optim"), "params": [own]})
+            states = tuple(one.optimizer.state.get(one.weights.slices[number], {}) for one in self.members)
+            stacked.state[own] = self._merge(states, "optim")
         return stacked
 
     def _functional(self) -> None:
@@ -220,7 +221,8 @@ class Replicas(Trainer):
         else:
             factors = [member.schedule(*position) for member in self.members]
             factor = torch.tensor(factors, dtype=torch.float64, device=self.device)
-        self.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * factor
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
 
     def observe(self, out: Output, batch: Batch) -> None:
         memories = type(self.loss).observe is not Loss.observe or type(self.risk).observe is not Risk.observe
@@ -282,14 +284,15 @@ class Replicas(Trainer):
     def scatter(self) -> None:
         """Every member as if it had come here alone. Tensors are rows of those here, so that nothing is copied."""
         losses, correct = self.loss_sum.unbind(), self.correct.unbind()
-        group, state = self.optimizer.param_groups[0], self.optimizer.state[self.weights.flat]
-        lrs = group["lr"].tolist() if isinstance(group["lr"], Tensor) else [group["lr"]] * len(self.members)
         for k, member in enumerate(self.members):
             member.count, member.samples = self.count, self.samples
             member.loss_sum.copy_(losses[k]), member.correct.copy_(correct[k])
-            member.optimizer.param_groups[0]["lr"] = lrs[k]
-            if state:
-                member.optimizer.state[member.weights.flat] = self._row(state, k)
+        for number, (group, own) in enumerate(zip(self.optimizer.param_groups, self.weights.slices, strict=True)):
+            lrs = group["lr"].tolist() if isinstance(group["lr"], Tensor) else [group["lr"]] * len(self.members)
+            for k, member in enumerate(self.members):
+                member.optimizer.param_groups[number]["lr"] = lrs[k]
+                if state := self.optimizer.state[own]:
+                    member.optimizer.state[member.weights.slices[number]] = self._row(state, k)
         self.hooks.share()
 
     def _constant(self, value: Any) -> bool:
@@ -313,7 +316,7 @@ class Replicas(Trainer):
         """What `restore` needs to undo steps."""
         together = {name: vars(self.hooks.named[name]) for name in self.hooks.together}
         looped = [{n: h.state_dict() for n, h in m.hooks.named.items() if n not in together} for m in self.members]
-        state = self.optimizer.state[self.weights.flat]
+        state = [self.optimizer.state[own] for own in self.weights.slices]
         values = {name: value.detach().clone() for name, value in self.values.items()}
         return {"values": values, "rest": copy.deepcopy((together, looped, state)), "count": self.count}
 
@@ -330,7 +333,7 @@ class Replicas(Trainer):
         for member, hooks in zip(self.members, looped, strict=True):
             for name, kept in hooks.items():
                 member.hooks.named[name].load_state_dict(kept)
-        self.optimizer.state[self.weights.flat] = state
+        self.optimizer.state |= dict(zip(self.weights.slices, state, strict=True))
         self.count, self.samples = snapshot["count"], self.members[0].samples
         for member in self.members:
             member.count = self.count  # hooks were told it step by step

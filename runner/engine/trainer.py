@@ -38,7 +38,7 @@ class Trainer:
     Parameters
     ----------
     model, loss, risk : modules on their device; `weights` has made their parameters one vector.
-    optimizer : over `weights.flat` or `weights.parameters`. schedule : multiplies its learning rate before every step.
+    optimizer : over `weights.slices` or `weights.parameters`. schedule : multiplies its learning rates before a step.
     masks : of the model's dropout layers.
     record : the run's folder; `tell` : prints a line for the user (nothing in all processes but the first).
 
@@ -50,6 +50,7 @@ class Trainer:
     value: Tensor  # of the present step: the loss at w, this device's part of it, for hooks on the gradient
     ones: Tensor | None = None  # (K,) where there are replicas: their losses are summed for one backward
     closure, balance = Closure, None  # of several objectives: see `runner.engine.rows`
+    estimate = None  # a gradient that is not backpropagation's: see `runner.engine.estimated`
     random: dict | None = None  # this run's global random states, where it shares the process with others
     origin: dict | None = None  # with `checkpoint=`: what it started from
     channels_last = False  # in which order weights.data has the weights of convolutions, and so all that is like it
@@ -108,7 +109,7 @@ class Trainer:
     @property
     def several(self) -> bool:
         """Whether the optimizer may ask for several gradients a step, and use the loss."""
-        return not getattr(self.optimizer, "elementwise", False)
+        return not getattr(self.optimizer, "flat", False) or getattr(self.optimizer, "looks", False)
 
     def step(self, batch: Batch) -> Tensor | None:
         """One update. Returns the loss at w before it, or None where fp16 overflow skipped it."""

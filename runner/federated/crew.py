@@ -1,13 +1,13 @@
 """Clients side by side, as replicas."""
 
 import copy
-from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from runner import optim
 from runner.core import keyed
 from runner.core.batch import Batch
 from runner.core.dropout import Masks
@@ -26,7 +26,7 @@ class Crew(Replicas):
         self.clients = clients
         run = clients.run
         super().__init__([twin(run, clients.hooks) for _ in range(count)], loader=run.loader)
-        self.fresh = {key: value for key, value in self.optimizer.param_groups[0].items() if key != "params"}
+        self.fresh = [dict(group) for group in self.optimizer.param_groups]
         self.rest = [self.values[name] for name, _ in self.parts.named_buffers()]  # nothing here remembers samples
 
     def begin(self, start: Tensor, buffers: list[Tensor]) -> None:
@@ -34,7 +34,8 @@ class Crew(Replicas):
         for own, value in zip(self.rest, buffers, strict=True):
             own.copy_(value)
         self.optimizer.state.clear()
-        self.optimizer.param_groups[0].update(self.fresh)
+        for group, fresh in zip(self.optimizer.param_groups, self.fresh, strict=True):
+            group.update(fresh)
         self.loss_sum.zero_(), self.correct.zero_()
         self.seen = np.zeros(len(self.members), dtype=int)
         self.well = torch.ones(len(self.members), dtype=torch.bool, device=self.device)
@@ -47,7 +48,8 @@ class Crew(Replicas):
         self.step(batch)
 
     def set_lr(self) -> None:
-        self.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * self.factor
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * self.factor
 
     def look(self, batch: Batch | None = None) -> None:
         self.recent.clear()
@@ -90,7 +92,8 @@ class Crew(Replicas):
                     final[done] = buffer[done]
             if clients.run.stop:
                 raise Stopped(clients.run.stop)
-        clients.run.optimizer.param_groups[0]["lr"] = self.base_lrs[0] * factors[0].item()  # for the record
+        for group, base in zip(clients.run.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factors[0].item()  # for the record
         well = (self.well & torch.isfinite(ends).all(1))[: len(chosen)].nonzero().flatten().tolist()
         clients.run.loss_sum += self.loss_sum[well].sum()
         clients.run.correct += self.correct[well].sum()
@@ -147,14 +150,13 @@ class Crew(Replicas):
 def twin(run: Trainer, hooks: Hooks) -> Trainer:
     """A trainer like this one, with these hooks and with weights, buffers and an optimizer's state of its own.
 
-    Of dropout it has the other's masks: to be used for replicas of models without. The optimizer has one flat vector.
+    Of dropout it has the other's masks: to be used for replicas of models without. The optimizer is a flat one.
     """
     model, loss, risk = copy.deepcopy((run.model, run.loss, run.risk))
-    weights = Weights(model, loss, risk)
-    optimizer = copy.copy(run.optimizer)
-    optimizer.state = defaultdict(dict)
-    (group,) = run.optimizer.param_groups
-    optimizer.param_groups = [{**group, "lr": run.base_lrs[0], "params": [weights.flat]}]
+    weights = Weights(model, loss, risk, keys=run.weights.keys)
+    optimizer = optim.twin(run.optimizer)
+    groups = zip(run.optimizer.param_groups, run.base_lrs, weights.slices, strict=True)
+    optimizer.param_groups = [{**group, "lr": lr, "params": [own]} for group, lr, own in groups]
     twin = Trainer(
         dataset=run.dataset,
         loader=run.loader,

@@ -41,6 +41,13 @@ class Scaffold(FedAvg):
         self.own: dict[int, Tensor] = {}  # c_k of the clients that have taken part
         self.news: dict[int, Tensor] = {}  # c_k+ of this round
 
+    def start(self, run) -> None:
+        if len(set(run.base_lrs)) > 1:
+            raise ValueError(
+                "scaffold's variates are updates by one learning rate: set groups=one, and an optim with one"
+            )
+        super().start(run)
+
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         yield Begin("a variate that is not zero", 1, "this is federated=fedavg")
 

@@ -71,6 +71,7 @@ def unlike(run) -> list[str]:
     """What makes the run's step another than that of SPL+."""
     optimizer, group = type(run.optimizer).__name__, run.optimizer.param_groups[0]
     found = [] if optimizer == "SGD" else [f"optimizer {optimizer}"]
+    found += ["groups of parameters"] if len(run.optimizer.param_groups) > 1 else []
     found += [f"optim.{key}={group[key]:g}" for key in ("momentum", "weight_decay") if group.get(key)]
     found += [f"train.batch_size={run.train.batch_size}"] if run.train.batch_size > 1 else []
     found += [] if isinstance(run.sharpness, Plain) else [f"sharpness method {type(run.sharpness).__name__}"]

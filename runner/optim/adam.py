@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from runner.core.schema import NonNegative, OpenFraction, Positive, When
 from runner.core.weights import column
@@ -23,7 +24,7 @@ class Adam(torch.optim.Optimizer):
     arXiv:2003.00295, algorithm 2).
     """
 
-    elementwise = True
+    flat = True
 
     def __init__(
         self,
@@ -43,21 +44,24 @@ class Adam(torch.optim.Optimizer):
     def step(self, closure=None):
         loss = loss_of(closure)
         for group, w in with_gradients(self):
-            lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
-            state = self.state[w]
-            if not state:
-                state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w).add_(column(group["v0"], w)))
-            state["t"] += 1
-            g = w.grad
-            if given(decay) and group["decoupled"]:
-                w.mul_(column(1 - lr * decay, w))
-            elif given(decay):
-                g = plus(g, w, decay)
-            state["m"].lerp_(g, column(1 - beta1, w))
-            addcmul_(state["v"].mul_(column(beta2, w)), g, g, 1 - beta2)
-            denominator, factor = state["v"].sqrt(), -lr
-            if group["bias_correction"]:
-                denominator.div_(column((1 - beta2 ** state["t"]) ** 0.5, w))
-                factor = -lr / (1 - beta1 ** state["t"])
-            addcdiv_(w, state["m"], denominator.add_(column(eps, w)), factor)
+            self.update(group, w)
         return loss
+
+    def update(self, group: dict, w: Tensor) -> None:
+        lr, (beta1, beta2), eps, decay = group["lr"], group["betas"], group["eps"], group["weight_decay"]
+        state = self.state[w]
+        if not state:
+            state.update(t=0, m=torch.zeros_like(w), v=torch.zeros_like(w).add_(column(group["v0"], w)))
+        state["t"] += 1
+        g = w.grad
+        if given(decay) and group["decoupled"]:
+            w.mul_(column(1 - lr * decay, w))
+        elif given(decay):
+            g = plus(g, w, decay)
+        state["m"].lerp_(g, column(1 - beta1, w))
+        addcmul_(state["v"].mul_(column(beta2, w)), g, g, 1 - beta2)
+        denominator, factor = state["v"].sqrt(), -lr
+        if group["bias_correction"]:
+            denominator.div_(column((1 - beta2 ** state["t"]) ** 0.5, w))
+            factor = -lr / (1 - beta1 ** state["t"])
+        addcdiv_(w, state["m"], denominator.add_(column(eps, w)), factor)

@@ -25,7 +25,7 @@ class SGD(torch.optim.Optimizer):
         nesterov without momentum, or with dampening.
     """
 
-    elementwise = True
+    flat = True
 
     def __init__(
         self,

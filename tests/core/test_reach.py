@@ -280,8 +280,8 @@ PLAIN = {
     "label_smoothing", "labels", "lam", "level", "local_epochs", "local_steps", "log_end", "lr", "lr_bias",
     "lr_inputs", "lr_tune", "lr_weights", "m", "margin", "max_lookback", "max_m", "max_resolution", "min_resolution",
     "minimum", "momentum", "mu", "norm", "nu", "padding", "parameter", "participation", "partition_seed",
-    "penalty", "percentile", "positive", "r", "ratio", "reg", "rho", "rounds", "s", "scale", "sharpness", "shift",
-    "sigma", "size", "skewness", "step", "steps", "subnets", "tau", "temperature", "threshold", "tune",
+    "penalty", "percentile", "positive", "r", "ratio", "reg", "rest_lr", "rho", "rounds", "s", "scale", "sharpness",
+    "shift", "sigma", "size", "skewness", "step", "steps", "subnets", "tau", "temperature", "threshold", "tune",
     "v0", "warm", "weight", "weight_decay", "widen", "widths", "window", "word",
 }  # fmt: skip
 

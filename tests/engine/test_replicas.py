@@ -16,7 +16,10 @@ from runner.sharpness import Sharpness
 from scripts import packing
 from tests.tiny import SMALL, trainer
 
-APART = {("hook", "smooth_adversarial"): "a hook's loss reads run."}  # and why
+APART = {  # and why
+    ("hook", "smooth_adversarial"): "a hook's loss reads run.",
+    ("gradient", "forward"): "Forward makes the gradient of one run",
+}
 EVERY = [(group, option) for group in packing.GROUPS for option in options(group, [conf_dir()])]
 STEPS = 20
 
@@ -208,7 +211,7 @@ class Coupled(Hook):
     """A norm over whatever it is given: alone, over one run's gradient."""
 
     def gradient(self, run):
-        torch.nn.utils.clip_grad_norm_([run.weights.flat], 0.01)
+        torch.nn.utils.clip_grad_norm_([run.weights.slices[0]], 0.01)
 
 
 class Peeking(Hook):
@@ -282,7 +285,7 @@ def test_what_is_not_made_for_replicas_is_refused():
         Replicas([trainer(*plain(0)), trainer(*plain(1), "model.hidden=[8]")])
     members = [trainer(*plain(seed)) for seed in range(2)]
     for member in members:
-        member.optimizer = torch.optim.RMSprop([member.weights.flat])
+        member.optimizer = torch.optim.RMSprop([member.weights.slices[0]])
     with pytest.raises(Unpackable, match="RMSprop"):
         Replicas(members)
 

@@ -1,14 +1,18 @@
 """Every optimizer: an independent reference for ten steps, flat equals per tensor, descent, no silent nonsense."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
 
-from runner.command.build import build, check
+from runner.command.build import build, check, locate
 from runner.core.mistake import ConfigError
 from runner.core.weights import Weights
+from runner.engine import grouped
+from runner.groups import Groups
 from runner.optim.adam import Adam
 from runner.optim.sgd import SGD
 from tests.conftest import ROOT
@@ -108,45 +112,100 @@ def test_decoupled_equals_torch_adamw():
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_descends_on_a_quadratic(name):
+def over(config: dict, model: nn.Module, groups: Groups) -> tuple[Weights, torch.optim.Optimizer]:
+    """The optimizer as a run makes it."""
+    weights, tensors = grouped.divided({"optim": config}, groups, model)
+    make, params = grouped.optimizer(config, weights, tensors)
+    return weights, make(params)
+
+
+def fitted(name: str, groups: Groups, steps: int) -> tuple[Weights, list[float]]:
+    """The weights of a small network, and the losses on the way."""
     config = node(name)
     check(config, "optim")
-    w = nn.Parameter(torch.tensor([1.0, -1.0, 0.5]))
-    optimizer = build(config, "optim", params=[w])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    weights, made = over(config, model, groups)
+    x, y = torch.randn(8, 3, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64)
 
     def closure():
-        optimizer.zero_grad()
-        loss = (w**2 * torch.tensor([1.0, 0.5, 2.0])).sum()
+        weights.zero_grad()
+        loss = (model(x) - y).square().mean()
         loss.backward()
         return loss
 
-    first = optimizer.step(closure).item()
-    for _ in range(30):
-        last = optimizer.step(closure).item()
-    assert last < first
+    return weights, [made.step(closure).item() for _ in range(steps)]
+
+
+class Each(Groups):
+    """Every tensor by itself, with factors that change nothing worth mentioning."""
+
+    def __call__(self, tensors):
+        return [(1.0, 1.0 + 1e-15 * number) for number in range(len(tensors))]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_flat_tensor_is_the_same_as_many(name):
-    config = node(name)
+def test_descends_and_does_in_slices_what_it_does_at_once(name):
+    at_once, losses = fitted(name, Groups(), 30)
+    assert losses[-1] < losses[0]
+    apart, others = fitted(name, Each(), 30)
+    assert len(apart.slices) == 6
+    np.testing.assert_allclose(others, losses, rtol=1e-9)
+    same = dict(apart.views(apart.data))
+    for key, value in at_once.views(at_once.data):
+        torch.testing.assert_close(same[key], value, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slices_are_the_same_as_tensors(name):
+    kind = locate(node(name)["_target_"], "optim")
+    if getattr(kind, "split", ()) or not kind.flat:
+        pytest.skip(f"{name} has to know what the tensors are")
     models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     flat = Weights(models[0])
-    optimizers = [
-        build(config, "optim", params=[flat.flat]),
-        build(config, "optim", params=list(models[1].parameters())),
-    ]
-    if not getattr(type(optimizers[0]), "elementwise", False):
-        pytest.skip(f"{name} is not elementwise and is never handed a flat tensor")
+    optimizers = [build(node(name), "optim", params=params) for params in (flat.slices, list(models[1].parameters()))]
     x = torch.randn(8, 3, dtype=torch.float64)
     for _ in range(5):
-        for model, optimizer in zip(models, optimizers, strict=True):
-            optimizer.zero_grad(set_to_none=False)
+        for model, made in zip(models, optimizers, strict=True):
+            made.zero_grad(set_to_none=False)
             model(x).square().sum().backward()
-            optimizer.step()
+            made.step()
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_replicas_step_as_each_of_them_alone(name):
+    """With learning rates of their own, over (K, P)."""
+    config, start = node(name), nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 2)).double()
+    rates, alone, grads = [0.01, 0.05], [], torch.randn(2, 3, 500, dtype=torch.float64)
+    for rate, grad in zip(rates, grads, strict=True):
+        weights, made = over({**config, "lr": rate}, copy.deepcopy(start), Groups())
+        alone.append(weights)
+        for own in grad:
+            masked(weights, own)
+            made.step()
+    members = [over(config, copy.deepcopy(start), Groups()) for _ in rates]
+    stacked = Weights.stack([weights for weights, _ in members])
+    both = members[0][1]
+    for group, own in zip(both.param_groups, stacked.slices, strict=True):
+        group["params"] = [own]
+        if group.get("part") != "rest":
+            group["lr"] = torch.tensor(rates, dtype=torch.float64)
+    for step in range(3):
+        masked(stacked, grads[:, step])
+        both.step()
+    for row, weights in zip(stacked.data, alone, strict=True):
+        torch.testing.assert_close(row, weights.data, rtol=1e-10, atol=1e-12)
+
+
+def masked(weights: Weights, values: torch.Tensor) -> None:
+    """A gradient of these values, zero between the tensors."""
+    weights.zero_grad()
+    values = values[..., : weights.data.shape[-1]]
+    for (_, to), (_, of) in zip(weights.views(weights.grad), weights.views(values), strict=True):
+        to.copy_(of)
 
 
 def test_nesterov_without_momentum_is_one_line():

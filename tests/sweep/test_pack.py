@@ -82,7 +82,7 @@ def test_a_third_partys_optimizer_is_left_alone(tmp_path):
     for cell in some:
         cell.config["optim"] = {"_target_": "torch.optim.RMSprop", "lr": cell.config["optim"]["lr"]}
     assert len(pack.groups(some)) == 1
-    with pytest.raises(Unpackable, match="RMSprop does not say that its update is elementwise"):
+    with pytest.raises(Unpackable, match="RMSprop does not say that it steps flat vectors"):
         train(some)
     assert list(tmp_path.iterdir()) == []
 
@@ -327,7 +327,7 @@ class Liar(Hook):
     replicas = True
 
     def gradient(self, run):
-        torch.nn.utils.clip_grad_norm_([run.weights.flat], 0.01)
+        torch.nn.utils.clip_grad_norm_([run.weights.slices[0]], 0.01)
 
 
 class Ascent(Sharpness):

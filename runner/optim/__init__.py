@@ -12,7 +12,7 @@ functions below are torch's own in-place ones where the factor is a number, and 
 `closure()` fills the gradients and returns the loss: on several processes, of a flat class this process's share of it,
 of any other the whole. `closure.value()` is the loss at the present weights, whole, and `closure.hvp(vectors)` the
 Hessian of the loss times a vector, one for each group (`runner.engine.closure.Asked`): a class that asks for these says
-`looks = True`, as does a flat one that uses the loss or asks for several gradients a step; its closure returns the whole.
+`looks = True`, as does a flat one that uses the loss or asks for several gradients; its closure returns the whole.
 """
 
 import copy

@@ -13,8 +13,8 @@ A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic: the steepest at 0 that keep
 
 
 def orthogonalized(x: Tensor, steps: int) -> Tensor:
-    """About U V^T of (..., m, n) = U S V^T: singular values s / |x|_F go `steps` times through A s + B s^3 + C s^5, which
-    brings all that are not tiny to between 0.7 and 1.2. In bf16 on a GPU. Zeros stay zeros."""
+    """About U V^T of (..., m, n) = U S V^T: singular values s / |x|_F go `steps` times through A s + B s^3 + C s^5,
+    which brings all that are not tiny to between 0.7 and 1.2. In bf16 on a GPU. Zeros stay zeros."""
     kind = x.dtype
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     x = x.bfloat16() if x.is_cuda else x

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scripts.bench import __main__ as command
-from scripts.bench import augment, beside, compare, cost, gpu, loop, qat, report, rounds, rows, sam, start
+from scripts.bench import augment, beside, compare, cost, gpu, loop, optim, qat, report, rounds, rows, sam, start
 from scripts.bench import compile as compiling
 from scripts.bench.byhand import ByHand
 from scripts.bench.cases import LENET, MLP, Fit
@@ -151,6 +151,10 @@ def test_the_hand_written_loop_does_the_same_work():
 
 
 @pytest.mark.usefixtures("here")
+def test_optim():
+    check(optim.measure(cases={TINY: 2}, rounds=(1, 1)), rows=5)
+
+
 def test_rows():
     check(rows.measure(cases={TINY: 2, TINY_LENET: 1}, rounds=(1, 1)), rows=2)
 

@@ -8,7 +8,8 @@ import time
 from scripts.bench import report
 
 NAMES = (
-    "loop", "augment", "sam", "rows", "cost", "qat", "start", "compile", "replicas", "sweep", "federated", "beside"
+    "loop", "augment", "sam", "rows", "optim", "cost", "qat", "start", "compile", "replicas", "sweep", "federated",
+    "beside",
 )  # fmt: skip
 
 

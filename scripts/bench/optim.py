@@ -9,8 +9,8 @@ from scripts.bench.cases import LENET, MLP, RESNET, Steps
 TITLE = "What groups, Muon, looks and forward gradients cost"
 ABOUT = """\
 Steps of SGD with momentum and decay, and the same with groups=no_decay (two slices instead of one), with optim=muon,
-with an optimizer that also asks for the loss after its step (value), one that asks for a product of the Hessian with its
-gradient (hvp), and with gradient=forward. The ratio is the time of the step over that of plain SGD."""
+with an optimizer that also asks for the loss after its step (value), one that asks for a product of the Hessian with
+its gradient (hvp), and with gradient=forward. The ratio is the time of the step over that of plain SGD."""
 PACKAGES = ()
 CASES = {MLP: 40, LENET: 5, RESNET: 1}  # steps in a measurement
 

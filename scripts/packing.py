@@ -17,8 +17,8 @@ from runner.sweep.experiment import composer
 from runner.sweep.kind import floats, number
 
 GROUPS = (
-    "model", "augment", "sampler", "loss", "risk", "groups", "gradient", "balance", "optim", "schedule", "sharpness",
-    "quantization", "hook",
+    "model", "transform", "augment", "sampler", "loss", "risk", "groups", "gradient", "balance", "optim", "schedule",
+    "sharpness", "quantization", "hook",
 )  # fmt: skip
 # What an option needs beside its name, and what keeps it small
 NEEDS = {
@@ -38,6 +38,8 @@ NEEDS = {
     "diffusion": ["model=mlp_time", "model.width=16", "model.depth=1"],
     "mlp_time": ["loss=diffusion", "model.width=16", "model.depth=1"],
     "ntxent": ["loss.out=8"],
+    "groupnorm": ["model=resnet20", "model.depth=8"],
+    "magnitude": ["transform.magnitude.every=1"],
 }
 TERMS = ["balance.of=terms", "hook=[spectral_decoupling]"]  # made-up data have no tasks
 NEEDS |= dict.fromkeys(("upgrad", "pcgrad", "aligned_mtl", "mgda", "config"), TERMS)

@@ -13,6 +13,7 @@ FLOORS = [
         "logger",
         "dataset",
         "model",
+        "transform",
         "augment",
         "sampler",
         "loss",

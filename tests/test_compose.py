@@ -30,7 +30,7 @@ ASCENTS |= {"robust_weight_perturbation": "sharpness.steps"}
 
 
 def words(group: str, option: str) -> list[str]:
-    more = NEEDS.get(option, []) if group in ("model", "quantization", "loss") else []
+    more = NEEDS.get(option, []) if group in ("model", "transform", "quantization", "loss") else []
     if group == "balance" and option != "none":  # of the digits' one objective and a penalty
         more = ["balance.of=terms", "+hook.pull._target_=tests.balance.made.Pull"]
     if (group, option) == ("sampler", "classes"):

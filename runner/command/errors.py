@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from runner.command.config import GROUPS, Root
-from runner.command.listing import options
+from runner.command.listing import MANY, options
 from runner.core.mistake import suggest
 
 
@@ -77,7 +77,7 @@ def _inside(group: str, rest: str, key: str, overrides: list[str], folders: list
     """Why `group.rest` is not a key of the option that this run selects, or None where it may be one."""
     every = {option: keys(path) for option, path in options(group, folders).items()}
     chosen = _chosen(group, overrides, folders)
-    if group in ("augment", "hook", "logger"):
+    if group in MANY:
         option, _, argument = rest.partition(".")
         if option not in every:
             return f"no {group} named '{option}'.{suggest(option, every)} There are: {', '.join(every)}"

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 GROUPS = (
-    "model", "dataset", "augment", "sampler", "loss", "risk", "groups", "optim", "schedule",
+    "model", "transform", "dataset", "augment", "sampler", "loss", "risk", "groups", "optim", "schedule",
     "gradient", "balance", "sharpness", "quantization", "federated", "hook", "logger",
 )  # fmt: skip
-MANY = ("augment", "hook", "logger")  # groups of which any number of options may be chosen
+MANY = ("transform", "augment", "hook", "logger")  # groups of which any number of options may be chosen
 
 
 def conf_dir() -> Path:

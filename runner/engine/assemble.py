@@ -29,6 +29,7 @@ from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.quantization.late import Late
 from runner.record.origin import digest
+from runner.transform import maps
 
 
 def prepare(seed: int, train: Train, device: torch.device) -> None:
@@ -108,13 +109,21 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     _check_batches(loader, train)
     memory_format = torch.channels_last if images_last else torch.preserve_format
     masks = Masks([config["seed"]])
+    example = next(iter(_whole(loader).evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
     model = masks.install(model).to(device, memory_format=memory_format)
+    changes = {f"transform.{name}": build(node, f"transform.{name}") for name, node in config["transform"].items()}
+    model = masks.install(parts.changed(changes, "build", model, example)).to(device, memory_format=memory_format)
     start = Start(config["checkpoint"]) if config.get("checkpoint") else None
     if start is not None:
         start.into_model(model)
-    example = next(iter(_whole(loader).evaluate(dataset.train.select(torch.arange(min(2, len(dataset.train)))), 2)))
+    model = masks.install(parts.changed(changes, "adapt", model, example)).to(device, memory_format=memory_format)
     threads.take(train.threads, work(train, model, example) if device.type == "cpu" else math.inf)
     transform = build(config["quantization"], "quantization")
+    if (names := maps.mapped(model)) and not transform.maps:
+        raise ConfigError(
+            f"quantization={config['choices']['quantization']} goes by the weights themselves, and a transform makes "
+            f"others of them ({names[0]}): choose another, such as quantization=lsq"
+        )
     calibration = calibration_batch(dataset, loader, config["seed"], transform.calibration) or example
     with trial.guard("quantization", transform, "prepare fails"), as_config_error("quantization"):
         prepared = transform.prepare(model, calibration)
@@ -158,6 +167,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
     federated = build(config["federated"], "federated", **server)
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
+    hooks = {name: change for name, change in changes.items() if isinstance(change, Hook)} | hooks
     if isinstance(sampler, Hook):
         hooks = {"sampler": sampler} | hooks
     if isinstance(balance := build(config["balance"], "balance"), Hook):
@@ -189,7 +199,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         device=device,
         record=record,
     )
-    trainer.channels_last = images_last
+    trainer.channels_last, trainer.origin = images_last, origin
     trainer.notices += ineffective
     where = "hook" if type(federated).start is Hook.start else "federated"
     with trial.one_line(where), as_config_error(where):
@@ -199,7 +209,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     rows.balanced(trainer, balance, config["choices"], example)
     estimated.estimated(trainer, build(config["gradient"], "gradient"), config["choices"], example)
     contract.looks(trainer, looked, config["choices"], example)
-    for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness}.items():
+    for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness, **changes}.items():
         with trial.theirs(where, part, "fails in notices"):
             lines = part.notices(trainer)
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
@@ -210,7 +220,6 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
             f"are null{', but for those after temperature scaling' if dataset.val is not None else ''}"
         )
-    trainer.origin = origin
     if rounds:
         trainer.steps = 0
     else:
@@ -219,6 +228,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         named |= {"quantization": transform, "federated": federated}
         options = {f"{group}={config['choices'][group]}": part for group, part in named.items()}
         options |= {f"hook={name}": hooks[name] for name in config["hook"]}
+        options |= {where.replace(".", "="): change for where, change in changes.items()}
         for where, part in options.items():
             with trial.theirs(where, part, "has no begins(steps, steps_per_epoch) that gives runner.core.reach.Begin"):
                 trainer.notices += unreached(where, part, federated.clocks(trainer, part))

@@ -17,6 +17,7 @@ from runner.engine.trainer import Trainer
 from runner.loss import Loss
 from runner.risk import attended
 from runner.sampler import Sampler
+from runner.transform import Transform
 
 
 def prepare(sampler: Sampler, dataset: Dataset, batch_size: int, seed: int) -> None:
@@ -75,6 +76,22 @@ def together(config: dict, loss: Loss, model: torch.nn.Module, dataset: Dataset)
 def takes(model: torch.nn.Module | type, words: Iterable[str], method: str = "forward") -> bool:
     """Whether the model's forward, or another method, has these keywords."""
     return set(words) <= inspect.signature(getattr(model, method)).parameters.keys()
+
+
+def changed(changes: dict[str, Transform], when: str, model: torch.nn.Module, example: Batch) -> torch.nn.Module:
+    """The model with these transforms of that kind, in their order. Raises ConfigError."""
+    for where, change in changes.items():
+        if change.when != when:
+            continue
+        with trial.guard(where, change, "prepare fails"):
+            try:
+                made = change.prepare(model, example)
+            except ValueError as error:
+                raise ConfigError(f"{where.replace('.', '=')}: {error}") from error
+        if not isinstance(made, torch.nn.Module):
+            raise trial.wrong(where, change, "prepare", "the model, a torch.nn.Module", made)
+        model = made
+    return model
 
 
 def check(run: Trainer, epochs: Iterable[tuple[int, int, str]], example: Batch) -> None:

@@ -1,10 +1,10 @@
 """No weight decay for some roles."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from runner.core.layout import Named, Role
+from runner.core.mistake import nearest
 from runner.groups import Groups
 
 
@@ -36,7 +36,6 @@ class NoDecay(Groups):
         names = [tensor.name for tensor in tensors]
         for pattern in self.patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                close = get_close_matches(pattern, names, 3, 0.0)
-                raise ValueError(f"no trainable tensor is called '{pattern}'; the nearest are {', '.join(close)}")
+                raise ValueError(f"no trainable tensor is called {nearest(pattern, names)}")
         spared = [t.role in self.roles or any(fnmatchcase(t.name, p) for p in self.patterns) for t in tensors]
         return [(1.0, 0.0 if one else 1.0) for one in spared]

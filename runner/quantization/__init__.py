@@ -32,11 +32,14 @@ class Transform:
     after : bool
         Whether training is in full precision and `convert` does the rest: with `checkpoint=` nothing is trained.
         Default False.
+    maps : bool
+        Whether layers may compute with another weight than their own (`runner.transform.maps`). Default True.
     """
 
     calibration: int = 0
     begin: float = 0.0
     after: bool = False
+    maps: bool = True
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[reach.Begin]:
         """What of it waits for a step, in a run of so many: see `runner.core.reach`."""

@@ -115,6 +115,8 @@ class AdaPT(Transform, Hook):
         A fraction that is not shorter than the word, a largest value below the smallest; from `prepare`, no layer.
     """
 
+    maps = False  # it goes by the weights themselves
+
     def __init__(
         self,
         word: Word = 8,

@@ -113,6 +113,8 @@ class BiPer(Transform, Hook):
     replicas = True
     padding = True  # the penalty is one of the weights
 
+    maps = False  # it goes by the weights themselves
+
     def __init__(
         self,
         frequency: Positive = 30.0,

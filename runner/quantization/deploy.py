@@ -15,6 +15,7 @@ from runner.quantization import Transform
 from runner.quantization.fake import layers
 from runner.quantization.littlebit import Parts
 from runner.quantization.quantizer import FULL, Codes, steps
+from runner.transform.maps import baked
 
 FILE = "quantized.pt"
 PICTURE = "quantization.png"
@@ -298,7 +299,7 @@ def report(run, transform: Transform, batch: Batch) -> dict | None:
 
 def stored(model: nn.Module, converted: nn.Module) -> nn.Module:
     """The trained network, or what it was converted to: the one with more layers that say how they are stored."""
-    return converted if len(layers(converted)) >= len(layers(model)) else model
+    return baked(converted if len(layers(converted)) >= len(layers(model)) else model)
 
 
 def splits(run) -> dict:

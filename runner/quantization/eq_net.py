@@ -20,6 +20,7 @@ from runner.quantization.fake import Ends, Float, Target, attach, now_quantized
 from runner.quantization.fold import estimate
 from runner.quantization.quantizer import SMALLEST, Codes, Levels, Quantizer, Ranges
 from runner.sharpness import Closure, Sharpness
+from runner.transform.maps import effective
 
 Width = Annotated[int, Range(2, 8)]
 UNIFORM = 1.8  # kurtosis of a uniform distribution, 9/5
@@ -270,7 +271,7 @@ class EQNet(Transform, Hook):
                 return Quantizer(x, target.bits, **settings)
             return Elastic(x, self.bits, plan, **settings)
 
-        weights = make(target.layer.weight, channels=self.channels, weight=True)
+        weights = make(target.weight, channels=self.channels, weight=True)
         return weights, Float() if self.inputs == "float" else make(x, signed=target.signed)
 
     def convert(self, model: nn.Module, batch: Batch) -> nn.Module:
@@ -324,7 +325,7 @@ class EQNet(Transform, Hook):
         if "guide" in batch.more or not now_quantized(run.model):
             return total
         for name in self.names:
-            skewness, kurtosis = moments(run.model.get_submodule(name).weight)
+            skewness, kurtosis = moments(effective(run.model.get_submodule(name)))
             total = total + self.skewness * skewness.square() + self.kurtosis * (kurtosis - UNIFORM).square()
         return total / max(len(self.names), 1)
 

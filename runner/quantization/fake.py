@@ -15,6 +15,7 @@ from runner.core import distributed
 from runner.core.batch import Batch
 from runner.core.precision import wide
 from runner.quantization.quantizer import FULL, Bits, Codes
+from runner.transform.maps import MAPPED, MappedConv2d, MappedLinear, MappedSame, Same, effective
 
 log = logging.getLogger(__name__)
 
@@ -26,18 +27,6 @@ class Float(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, float]:
         return x, 1.0
-
-
-class Same(nn.Conv2d):
-    """A convolution that pads with zeros as TensorFlow's SAME does, for an output of ceil(size / stride); what is odd
-    goes to the right and below."""
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        sides: list[int] = []
-        for size, kernel, stride, dilation in zip(x.shape[-2:], self.kernel_size, self.stride, self.dilation):
-            missing = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
-            sides = [missing // 2, missing - missing // 2, *sides]  # F.pad wants the last axis first
-        return super()._conv_forward(F.pad(x, sides), weight, bias)
 
 
 class Quantized:
@@ -66,31 +55,31 @@ class Quantized:
 
     def codes(self) -> Codes:
         """The weights as they would be stored."""
-        return self.quantize_w.codes(self.weight)
+        return self.quantize_w.codes(effective(self))
 
 
-class QuantizedLinear(Quantized, nn.Linear):
+class QuantizedLinear(Quantized, MappedLinear):
     """A linear layer of quantized inputs and weights; the bias is as it was."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantizing:
             return super().forward(x)
-        (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(self.weight)
+        (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(effective(self))
         return scaled(F.linear(x, w), of_x * of_w.flatten(), self.bias)
 
 
-class QuantizedConv2d(Quantized, nn.Conv2d):
+class QuantizedConv2d(Quantized, MappedConv2d):
     """A convolution of quantized inputs and weights; the bias is as it was. Zero padding is a level of the inputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.quantizing:
             return super().forward(x)
-        (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(self.weight)
+        (x, of_x), (w, of_w) = self.quantize_x(x), self.quantize_w(effective(self))
         bias = None if self.bias is None else self.bias.view(-1, 1, 1)
         return scaled(self._conv_forward(x, w, None), (of_x * of_w).view(-1, 1, 1), bias)
 
 
-class QuantizedSame(QuantizedConv2d, Same):
+class QuantizedSame(QuantizedConv2d, MappedSame):
     """The same of a convolution that pads as TensorFlow does."""
 
 
@@ -125,6 +114,7 @@ def now_quantized(model: nn.Module) -> list[nn.Module]:
 
 
 QUANTIZED = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv2d, Same: QuantizedSame}
+QUANTIZED |= {MAPPED[kind]: quantized for kind, quantized in QUANTIZED.items()}
 Ends = Literal["float", "same"] | Bits
 
 
@@ -137,6 +127,10 @@ class Target:
     bits: int  # the option's, or `ends`
     end: bool  # whether they are `ends`
     signed: bool  # whether an input was negative
+
+    @property
+    def weight(self) -> Tensor:
+        return effective(self.layer)
 
 
 def targets(model: nn.Module, batch: Batch, bits: int, ends: Ends) -> dict[str, Target]:
@@ -298,11 +292,12 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def plain(model: nn.Module) -> nn.Module | None:
     """A copy that computes with the weights as they are in training, in full precision; None where there are none."""
-    kinds = {quantized: kind for kind, quantized in QUANTIZED.items()}
+    kinds = {QUANTIZED[kind]: kind for kind in MAPPED}
     model = copy.deepcopy(model).eval()
     for layer in layers(model).values():
         if type(layer) not in kinds:
             return None
-        layer.__class__ = kinds[type(layer)]
+        kind = kinds[type(layer)]
+        layer.__class__ = MAPPED[kind] if hasattr(layer, "maps") else kind
         del layer.quantize_w, layer.quantize_x
     return model

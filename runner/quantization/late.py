@@ -6,6 +6,7 @@ from runner.core.batch import Batch
 from runner.hook import Hook
 from runner.quantization import opening
 from runner.quantization.fake import Quantized, watch
+from runner.transform.maps import effective
 
 
 class Late(Hook):
@@ -46,6 +47,6 @@ def switch(layers: dict[str, nn.Module], on: bool) -> None:
 
 
 def calibrate(layer: nn.Module, x: Tensor) -> None:
-    for quantizer, tensor in ((layer.quantize_w, layer.weight), (layer.quantize_x, x)):
+    for quantizer, tensor in ((layer.quantize_w, effective(layer)), (layer.quantize_x, x)):
         if hasattr(quantizer, "calibrate"):
             quantizer.calibrate(tensor)

@@ -173,6 +173,8 @@ class LittleBit(Transform):
         From `prepare`: no layer to replace.
     """
 
+    maps = False  # it goes by the weights themselves
+
     def __init__(
         self,
         bits: Positive = 1.0,

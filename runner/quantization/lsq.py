@@ -65,7 +65,7 @@ class LSQ(Transform):
         return attach(model, batch, self.bits, self.ends, self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
-        weights = Quantizer(target.layer.weight, target.bits, channels=self.channels, weight=True, **self.grid)
+        weights = Quantizer(target.weight, target.bits, channels=self.channels, weight=True, **self.grid)
         bits = self.input_bits(target)
         return weights, Float() if bits == FULL else Quantizer(x, bits, signed=target.signed, **self.grid)
 

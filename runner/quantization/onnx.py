@@ -32,6 +32,7 @@ from runner.quantization import deploy
 from runner.quantization.fake import Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Same
 from runner.quantization.quantizer import Codes, Quantizer
 from runner.record.files import finished, read_config, write_atomic, write_json
+from runner.transform.maps import baked
 
 FILE = "quantized.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -173,7 +174,7 @@ def rebuilt(folder: Path, state: dict) -> tuple[Trainer, nn.Module]:
     trainer.load_state_dict(checkpoint.load(folder / "last.pt"))
     with trainer.hooks.weights(trainer):
         frame = transform.frame(trainer.model, calibration)
-        return trainer, deploy.decode(state, frame if deploy.layers(frame) else trainer.model)
+        return trainer, deploy.decode(state, baked(frame if deploy.layers(frame) else trainer.model))
 
 
 def measured(run: Trainer, session: Session) -> dict[str, float]:

@@ -15,6 +15,7 @@ from runner.quantization.fake import Ends, Target, targets
 from runner.quantization.fold import fold
 from runner.quantization.lsq import LSQ
 from runner.quantization.quantizer import Bits, Percent, Ranges
+from runner.transform.maps import baked
 
 SAMPLES = 256  # on which the range of inputs by MSE is searched
 
@@ -70,7 +71,7 @@ class PTQ(LSQ):
 
     def full(self, model: nn.Module, batch: Batch) -> nn.Module:
         """The trained network with BatchNorm folded."""
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(baked(model))
         fold(model, batch.x[:2])
         return model.requires_grad_(False)
 

@@ -126,7 +126,7 @@ class ReSTE(Transform, Hook):
         return attach(model, batch, 1, self.ends, self.quantizers, self.begin)
 
     def quantizers(self, target: Target, x: Tensor) -> tuple[nn.Module, nn.Module]:
-        weights = Weights(target.layer.weight, self.threshold)
+        weights = Weights(target.weight, self.threshold)
         return weights, Float() if self.inputs == "float" else Inputs(x, self.threshold, target.signed)
 
     def before(self, run) -> None:

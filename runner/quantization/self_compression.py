@@ -92,6 +92,8 @@ class SelfCompression(Transform, Hook):
 
     padding = True  # the penalty is one of the weights
 
+    maps = False  # it goes by the weights themselves
+
     def __init__(self, gamma: NonNegative = 0.05, bits: Width = 8.0, exponent: float | None = None, begin: Begin = 0.0):
         self.gamma, self.bits, self.exponent, self.begin = gamma, bits, exponent, begin
 

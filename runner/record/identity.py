@@ -12,6 +12,7 @@ APART_TRAIN = {"workers", "eval_batch_size", "save_minutes", "threads"}
 LATER = {
     "sampler": ("shuffle", {"_target_": "runner.sampler.Sampler"}),
     "balance": ("none", {"_target_": "runner.balance.Balance"}),
+    "transform": ("none", {}),
     "groups": ("one", {"_target_": "runner.groups.Groups"}),
     "gradient": ("backprop", {"_target_": "runner.gradient.Gradient"}),
 }

@@ -11,7 +11,7 @@ from runner.core.schema import When
 from runner.engine.run import Job
 from tests.tiny import compose
 
-MANY = ("augment", "hook", "logger")
+MANY = ("transform", "augment", "hook", "logger")
 
 
 def declared():

@@ -79,7 +79,7 @@ class Magnitude(Transform, Hook):
         if not 0 < last < run.steps:
             return []
         return [
-            f"transform=magnitude: masks change until step {last:,} of {run.steps:,}: the best epoch by validation may "
+            f"transform=magnitude changes masks until step {last:,} of {run.steps:,}: the best epoch by validation may "
             "be one that is less sparse"
         ]
 

@@ -85,6 +85,19 @@ ROWS = {
     "loss=evidential begin": Row(
         ["loss=evidential"], ["loss.begin=2"], ["loss.begin=4"], "(begin=4) comes after 12 steps, and there are 12", 6
     ),
+    "transform=magnitude begin": Row(
+        ["transform=magnitude", "transform.magnitude.every=1", "transform.magnitude.initial=0.5"],
+        ["transform.magnitude.begin=0.5", "transform.magnitude.end=0.9"],
+        ["transform.magnitude.begin=1", "transform.magnitude.end=1"],
+        "begin=1 comes after 12 steps",
+        6,
+    ),
+    "transform=magnitude end": Row(
+        ["transform=magnitude", "transform.magnitude.every=1"],
+        ["transform.magnitude.end=0.5"],
+        ["transform.magnitude.end=1"],
+        "end=1 comes after 12 steps",
+    ),
     "quantization=biper first": Row(
         ["quantization=biper"], ["quantization.first=0.5"], ["quantization.first=1"], "first=1 comes after 12", 6
     ),
@@ -168,7 +181,8 @@ def test_it_begins_at_the_step_that_the_line_goes_by(name, monkeypatch):
 def trainer_part(run, row: Row):
     group, option = row.words[0].split("=")
     parts = {"risk": run.risk, "loss": run.loss, "schedule": run.schedule}
-    return parts.get(group) or run.hooks.named["quantization" if group == "quantization" else option]
+    names = {"quantization": "quantization", "transform": f"transform.{option}"}
+    return parts.get(group) or run.hooks.named[names.get(group, option)]
 
 
 @pytest.mark.parametrize("option", BEGIN)
@@ -268,10 +282,10 @@ def test_one_line_a_thing():
 # ---- nothing is left out
 
 TIMES = {"begin", "delay", "epoch", "first", "lag", "memory", "milestones", "min_lookback", "o_end", "period", "start"}
-TIMES |= {"warmup", "decay", "t_alpha"}  # the names of settings that decide when something begins to act
+TIMES |= {"warmup", "decay", "t_alpha", "end"}  # the names of settings that decide when something begins to act
 # The others that are numbers; who adds a setting says here that it is none of the former, or writes a row above
 PLAIN = {
-    "neighbours", "out", "per_class", "strength", "width",
+    "neighbours", "out", "per_class", "strength", "width", "every", "groups", "initial", "rank",
     "L", "M", "a", "alpha", "b", "before", "beta", "beta1", "beta2", "betas", "bits", "blocks", "budget",
     "buffer", "calibration", "candidates", "chunk", "clean", "client_dropout", "clients", "climb_lr",
     "climb_steps", "clip", "coefficient", "dampening", "delta", "deploy", "depth", "dropout", "e", "ends", "eps",

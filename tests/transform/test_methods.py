@@ -209,7 +209,7 @@ def test_a_pruned_run_says_so_and_records_it(tmp_path):
     done = command(*words, "train.epochs=2", f"outputs_dir={tmp_path}", "device=cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "transform=[magnitude]" in done.stdout
-    assert "note    transform=magnitude: masks change until step 3 of 6" in done.stdout
+    assert "note    transform=magnitude changes masks until step 3 of 6" in done.stdout
     result = next(tmp_path.rglob("result.json")).read_text()
     assert '"sparsity": 0.75' in result
     late = trainer(*SMALL, "transform=magnitude", "transform.magnitude.begin=1", "transform.magnitude.end=1")

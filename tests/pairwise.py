@@ -8,24 +8,26 @@ from collections.abc import Callable
 def pairwise(axes: dict[str, list[str]], apart: Callable[[dict], bool] = lambda row: False) -> list[dict[str, str]]:
     """Greedy: each row is built axis by axis, taking the value that covers most uncovered pairs, best of 20 tries.
 
-    apart : whether a row, which may be a part of one, has values that do not go together.
+    apart : whether two values, {axis: value, other: value}, do not go together.
     """
     rng = random.Random(0)
     names = list(axes)
-    left = {frozenset([(a, x), (b, y)]) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
-    left = {pair for pair in left if not apart(dict(pair))}
+    pairs = {frozenset([(a, x), (b, y)]) for a, b in itertools.combinations(names, 2) for x in axes[a] for y in axes[b]}
+    never = {pair for pair in pairs if apart(dict(pair))}
+    left = pairs - never
     rows = []
     while left:
         best: tuple[int, dict] = (-1, {})
+        order = sorted(map(sorted, left))
         for _ in range(20):
-            row = dict(rng.choice(sorted(map(sorted, left))))
+            row = dict(rng.choice(order))
             for name in rng.sample(names, len(names)):
                 if name not in row:
-                    gains = [
-                        (sum(frozenset([(name, value), item]) in left for item in row.items()), rng.random(), value)
-                        for value in axes[name]
-                        if not apart({**row, name: value})
-                    ]
+                    gains = []
+                    for value in axes[name]:
+                        new = [frozenset([(name, value), item]) for item in row.items()]
+                        if never.isdisjoint(new):
+                            gains.append((sum(pair in left for pair in new), rng.random(), value))
                     row[name] = max(gains)[2]
             gain = sum(frozenset(pair) in left for pair in itertools.combinations(row.items(), 2))
             if gain > best[0]:

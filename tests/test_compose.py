@@ -96,12 +96,20 @@ AXES["accumulate"] = ["1", "2"]
 
 
 def refused(row: dict[str, str]) -> bool:
-    """Pairs that do not go together, which test_sampler, test_ntxent and test_diffusion see refused."""
+    """Pairs that do not go together, which the tests of their rooms see refused."""
     of = {"federated": "none", "quantization": "none", **row}.get
     apart = [
         of("sampler") == "classes" and of("accumulate") == "2",
         of("sampler") in ("balanced", "single", "classes") and of("federated") != "none",
     ]
+    if of("gradient") == "forward":
+        apart += [of("balance", "none") != "none", of("quantization") not in ("none", "ptq", "adaround", "adaquant")]
+    if of("transform") in ("lora", "magnitude"):
+        apart += [of("quantization") in ("adapt", "biper", "self_compression", "littlebit"), of("model") == "mlp_time"]
+    apart += [of("transform", "none") != "none" and of("loss") == "diffusion"]  # whose model is mlp_time
+    apart += [of("transform") == "magnitude" and of("federated") != "none"]
+    apart += [of("transform") == "groupnorm" and of("model", "resnet20") != "resnet20"]
+    apart += [of("optim") == "muon" and of("federated") == "scaffold"]
     if of("loss") in ("diffusion", "ntxent") or of("model") == "mlp_time":  # which predict nothing
         apart += [of("quantization") != "none", of("augment") == "mixup", of("federated") == "fedce"]
         apart += [of("hook") in ("logit_z", "mesa", "saf", "smooth_adversarial", "spectral_decoupling")]

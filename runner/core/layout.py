@@ -42,7 +42,8 @@ def named(model: nn.Module, *others: nn.Module) -> list[Named]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             owners.setdefault(parameter, (module, name))
-    last = {id(parameter) for parameter in getattr(model, "head", nn.Identity()).parameters()}
+    head = getattr(model, "head", None)
+    last = {id(parameter) for parameter in head.parameters()} if isinstance(head, nn.Module) else set()
 
     def role(parameter: nn.Parameter) -> Role:
         if parameter not in owners:

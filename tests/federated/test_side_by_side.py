@@ -19,6 +19,7 @@ DRAWING = {  # what draws for a batch and not for a sample, and what is known of
     "runner/quantization/eq_net.py": (["quantization=eq_net", "quantization.ends=same"], "eq_net"),
     "runner/quantization/adapt.py": (["quantization=adapt"], "dropout"),
     "runner/loss/elasticface.py": (["loss=elasticface"], "dropout"),
+    "runner/engine/estimated.py": (["gradient=forward"], "gradient"),
     "runner/engine/rows.py": (objectives("terms", "pcgrad"), "balance"),
     "runner/core/dropout.py": (["model=wrn_16_8", "model.widen=1", "model.dropout=0.3"], "dropout"),
 }

@@ -38,6 +38,9 @@ NEEDS = {
     "diffusion": ["model=mlp_time", "model.width=16", "model.depth=1"],
     "mlp_time": ["loss=diffusion", "model.width=16", "model.depth=1"],
     "ntxent": ["loss.out=8"],
+    "wgan": ["model=mlp_generator", "model.hidden=[16]", "loss.hidden=[16]", "loss.critic_turns=2"],
+    "wgan_gp": ["model=mlp_generator", "model.hidden=[16]", "loss.hidden=[16]", "loss.critic_turns=2"],
+    "mlp_generator": ["loss=wgan", "model.hidden=[16]", "loss.hidden=[16]", "loss.critic_turns=2"],
     "groupnorm": ["model=resnet20", "model.depth=8"],
     "magnitude": ["transform.magnitude.every=1"],
 }

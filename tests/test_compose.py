@@ -95,6 +95,11 @@ AXES["precision"] = ["fp32", "bf16", "fp16"]
 AXES["accumulate"] = ["1", "2"]
 
 
+# Losses that predict nothing, and of some the only model
+BLIND = {"diffusion": "mlp_time", "wgan": "mlp_generator", "wgan_gp": "mlp_generator", "ntxent": None}
+OWN = {model for model in BLIND.values() if model}
+
+
 def refused(row: dict[str, str]) -> bool:
     """Pairs that do not go together, which the tests of their rooms see refused."""
     of = {"federated": "none", "quantization": "none", **row}.get
@@ -103,18 +108,23 @@ def refused(row: dict[str, str]) -> bool:
         of("sampler") in ("balanced", "single", "classes") and of("federated") != "none",
     ]
     if of("gradient") == "forward":
+        apart += [of("hook") == "smooth_adversarial"]  # whose own gradient is not differentiated by every network
         apart += [of("balance", "none") != "none", of("quantization") not in ("none", "ptq", "adaround", "adaquant")]
     if of("transform") in ("lora", "magnitude"):
-        apart += [of("quantization") in ("adapt", "biper", "self_compression", "littlebit"), of("model") == "mlp_time"]
-    apart += [of("transform", "none") != "none" and of("loss") == "diffusion"]  # whose model is mlp_time
+        apart += [of("quantization") in ("adapt", "biper", "self_compression", "littlebit")]
+    apart += [of("transform", "none") != "none" and (of("loss") in BLIND or of("model") in OWN)]
     apart += [of("transform") == "magnitude" and of("federated") != "none"]
     apart += [of("transform") == "groupnorm" and of("model", "resnet20") != "resnet20"]
     apart += [of("optim") == "muon" and of("federated") == "scaffold"]
-    if of("loss") in ("diffusion", "ntxent") or of("model") == "mlp_time":  # which predict nothing
+    if of("loss") in BLIND or of("model") in OWN:
         apart += [of("quantization") != "none", of("augment") == "mixup", of("federated") == "fedce"]
         apart += [of("hook") in ("logit_z", "mesa", "saf", "smooth_adversarial", "spectral_decoupling")]
     if {"loss", "model"} <= row.keys():
-        apart += [(of("loss") == "diffusion") != (of("model") == "mlp_time")]
+        model = BLIND.get(of("loss"))
+        apart += [of("model") != model if model else of("model") in OWN]
+    if of("loss") in ("wgan", "wgan_gp") or of("model") == "mlp_generator":
+        apart += [of("federated") != "none", of("gradient") == "forward", of("balance", "none") != "none"]
+        apart += [of("risk") in ("cvar", "adaptive_k")]
     return any(apart)
 
 

@@ -98,6 +98,7 @@ class Weights:
         for parameter, place in zip(self.parameters, self.places, strict=True):
             place.view(data).copy_(parameter.data)
         self.slices = [nn.Parameter(data[start:end]) for start, end in self.cuts]
+        self.idle: set[int] = set()  # slices that do not step now: see `runner.engine.players`
         self._live_in(data, torch.zeros_like(data))
 
     def _live_in(self, data: Tensor, grad: Tensor) -> None:
@@ -124,7 +125,7 @@ class Weights:
             raise ValueError("their parameters differ in number, name or shape")
         stacked = object.__new__(cls)
         stacked.names, stacked.places, stacked.count = first.names, first.places, first.count
-        stacked.keys, stacked.cuts = first.keys, first.cuts
+        stacked.keys, stacked.cuts, stacked.idle = first.keys, first.cuts, first.idle
         data = torch.stack([member.data for member in members])
         stacked.parameters = [nn.Parameter(place.view(data)) for place in stacked.places]
         stacked.slices = [nn.Parameter(own) for own in stacked.cut(data)]
@@ -163,10 +164,20 @@ class Weights:
         else:
             torch._foreach_copy_(views, list(parts))
 
+    @property
+    def active(self) -> list[bool]:
+        """Of every tensor, whether it is of a slice that steps now."""
+        cuts = [cut for number, cut in enumerate(self.cuts) if number not in self.idle]
+        return [any(start <= place.start < end for start, end in cuts) for place in self.places]
+
     def attach(self) -> None:
-        """Every parameter's `.grad` is its view of `grad` again: an optimizer may have set it to None."""
-        for parameter, view in zip(self.parameters, self._grads, strict=True):
-            parameter.grad = view
+        """Every parameter's `.grad` is its view of `grad` again: an optimizer may have set it to None. Those of idle
+        slices have none, so that optimizers pass them by."""
+        active = self.active if self.idle else [True] * len(self.places)
+        for parameter, view, steps in zip(self.parameters, self._grads, active, strict=True):
+            parameter.grad = view if steps else None
+        for number, (own, view) in enumerate(zip(self.slices, self.cut(self.grad), strict=True)):
+            own.grad = None if number in self.idle else view
 
     def zero_grad(self) -> None:
         self.grad.zero_()

@@ -183,6 +183,11 @@ class Dataset:
         which is otherwise made of the values."""
         raise NotImplementedError
 
+    def judge(self, samples: Tensor) -> dict[str, float]:
+        """Measures of made-up inputs, (N, *shape) in raw units, by what is known of the distribution of true ones.
+        Default: none."""
+        return {}
+
     @property
     def local(self) -> bool:
         """Whether `load` finds everything on this machine, and asks nobody else."""

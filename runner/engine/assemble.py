@@ -22,7 +22,7 @@ from runner.core.precision import Precision
 from runner.core.reach import unreached
 from runner.core.work import multiplications
 from runner.dataset.loader import Loader
-from runner.engine import contract, estimated, grouped, parts, rows, trial
+from runner.engine import contract, estimated, grouped, parts, players, rows, trial
 from runner.engine.start import Start
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
@@ -163,11 +163,14 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     trial.value(model, loss, risk, out, example, dataset.classes)
     groups = build(config["groups"], "groups")
     with as_config_error("model"):
-        weights, tensors = grouped.divided(config, groups, model, loss, risk)
+        whose = players.players(loss, config["choices"]["loss"], model, loss, risk)
+        weights, tensors = grouped.divided(config, groups, model, loss, risk, players=whose)
     server = {"params": [torch.nn.Parameter(weights.data.clone())], "seed": config["seed"]}
     federated = build(config["federated"], "federated", **server)
     hooks = {name: build(node, f"hook.{name}", **context) for name, node in config["hook"].items()}
     hooks = {name: change for name, change in changes.items() if isinstance(change, Hook)} | hooks
+    if loss.turns:
+        hooks = {"turns": players.Turn()} | hooks
     if isinstance(sampler, Hook):
         hooks = {"sampler": sampler} | hooks
     if isinstance(balance := build(config["balance"], "balance"), Hook):
@@ -209,6 +212,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     rows.balanced(trainer, balance, config["choices"], example)
     estimated.estimated(trainer, build(config["gradient"], "gradient"), config["choices"], example)
     contract.looks(trainer, looked, config["choices"], example)
+    players.refuse(trainer, config["choices"])
     for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness, **changes}.items():
         with trial.theirs(where, part, "fails in notices"):
             lines = part.notices(trainer)

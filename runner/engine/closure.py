@@ -113,9 +113,13 @@ class Closure:
 
     def backward(self, loss: Tensor, add: bool, create_graph: bool) -> Sequence[Tensor | None]:
         weights = self.run.weights
-        parts = torch.autograd.grad(
-            loss, weights.parameters, self.run.ones, create_graph=create_graph, allow_unused=True
-        )
+        wanted = weights.parameters
+        if weights.idle:  # which nothing is asked of
+            wanted = [parameter for parameter, active in zip(wanted, weights.active, strict=True) if active]
+        parts = torch.autograd.grad(loss, wanted, self.run.ones, create_graph=create_graph, allow_unused=True)
+        if weights.idle:
+            found = iter(parts)
+            parts = [next(found) if active else None for active in weights.active]
         weights.set_grad(parts, add=add)
         return parts
 
@@ -148,7 +152,7 @@ class Asked:
         here = run.draws.where()
         if not first:
             run.draws.go(self.begin)
-        if run.several:
+        if run.several or run.weights.idle:
             run.weights.attach()
         run.value = loss = run.gradient(self.batch, note=first)
         run.hooks.gradient(run, note=first)

@@ -90,6 +90,8 @@ def looks(run: "Trainer", looked: set[str], choices: dict, example: Batch) -> No
                 f"{name} asks for {' and '.join(sorted(looked))} of the one loss that backpropagation "
                 f"differentiates, and {group}={choices[group]} has another gradient"
             )
+    if run.loss.turns:
+        raise ConfigError(f"{name} asks for {' and '.join(sorted(looked))}, and loss={choices['loss']} has players")
     if "hvp" not in looked:
         return
     if run.train.compile:

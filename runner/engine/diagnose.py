@@ -81,13 +81,13 @@ def _first(run, batch: Batch | None) -> str:
     handles = [module.register_forward_hook(hook(name)) for name, module in run.model.named_modules() if name]
     try:
         with run.statistics(live=False), run.precision.autocast():
-            out = run.model(batch.x)
+            out = run.loss.ask(lambda x, **given: run.loss.head(run.model(x, **given)), batch)
     finally:
         for handle in handles:
             handle.remove()
     if found:
         return f"the output of '{found[0]}' ({type(run.model.get_submodule(found[0])).__name__})"
-    losses = run.loss(run.loss.head(out), batch)
+    losses = run.loss(out, batch)
     if not torch.isfinite(losses).all():
         bad = int((~torch.isfinite(losses)).sum())
         return f"the loss of {bad} of {losses.numel()} samples ({type(run.loss).__name__}); the logits are finite"

@@ -17,13 +17,19 @@ from runner.groups import Groups
 class Key:
     """What tensors of one slice have in common."""
 
+    player: str | None  # whose turn they step in, where there are several
     part: str | None  # of an optimizer with a `split`: the role, where it is one of those, else "rest"
     lr: float
     weight_decay: float
 
 
-def divided(config: dict, groups: Groups, *modules: nn.Module) -> tuple[Weights, list[Named]]:
-    """The modules' weights in slices, and what its tensors are. Raises ConfigError where `groups` makes no sense."""
+def divided(
+    config: dict, groups: Groups, *modules: nn.Module, players: list[str] | None = None
+) -> tuple[Weights, list[Named]]:
+    """The modules' weights in slices, and what its tensors are. players : whose they are.
+
+    Raises ConfigError where `groups` makes no sense.
+    """
     tensors = named(*modules)
     split = getattr(locate(config["optim"]["_target_"], "optim"), "split", ())
     try:
@@ -36,7 +42,8 @@ def divided(config: dict, groups: Groups, *modules: nn.Module) -> tuple[Weights,
             f"of {len(tensors)} tensors"
         )
     parts = [(tensor.role if tensor.role in split else "rest") if split else None for tensor in tensors]
-    keys = [Key(part, *map(float, pair)) for part, pair in zip(parts, factors, strict=True)]
+    whose = players or [None] * len(tensors)
+    keys = [Key(*own, *map(float, pair)) for *own, pair in zip(whose, parts, factors, strict=True)]
     return Weights(*modules, keys=keys), tensors
 
 
@@ -51,7 +58,7 @@ def optimizer(node: dict, weights: Weights, tensors: list[Named]) -> tuple[Make,
     more = {"layouts": layouts(weights, tensors)} if flat else {}
 
     def make(params: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-        if keys == [Key(None, 1.0, 1.0)]:
+        if keys == [Key(None, None, 1.0, 1.0)]:
             return build(node, "optim", params=list(params), **more)
         left = iter(params)
         groups = [

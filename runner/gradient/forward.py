@@ -1,5 +1,6 @@
 """Gradients without backpropagation: directional derivatives."""
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -34,21 +35,23 @@ class Forward(Gradient):
         self.samples = samples
 
     def begin(self, run, example: Batch) -> None:
-        """Raises ValueError where the model, quantized as it is, or the loss has no forward-mode derivative."""
+        """Raises ValueError where the model as it is, the loss or a penalty has no forward-mode derivative."""
 
         def objective() -> tuple[Tensor, Output]:
-            out = run.loss.ask(run.outputs, example)
-            return run.loss(out, example).sum(), out
+            out = run.loss.ask(run.outputs, batch)
+            return run.loss(out, batch).sum() + sum(penalty(run, out, batch) for penalty in run.hooks.losses), out
 
-        here = run.draws.where()
+        here, states = run.draws.where(), copy.deepcopy(run.hooks.state_dict())
+        batch = run.hooks.batch(run, example)
         try:
             with run.statistics(live=False), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch's own, when it first needs such derivatives
                 self.estimate(run, objective, np.random.default_rng(0))
         except (NotImplementedError, RuntimeError) as error:
-            raise ValueError(f"some layer has no forward-mode derivative ({str(error).splitlines()[0]})") from error
+            raise ValueError(f"something here has no forward-mode derivative ({str(error).splitlines()[0]})") from error
         finally:
             run.draws.go(here)
+            run.hooks.load_state_dict(states)
 
     def estimate(self, run, objective: Callable[[], tuple[Tensor, Output]], draw) -> tuple[Tensor, Output, Tensor]:
         weights, whole = run.weights, _Whole(run.model, run.loss, run.risk)
@@ -58,7 +61,7 @@ class Forward(Gradient):
         for _ in range(self.samples):
             noise = torch.randn(grad.shape, generator=generator, device=grad.device, dtype=grad.dtype)
             v = weights.flatten(view for _, view in weights.views(noise))  # 0 between the tensors
-            with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+            with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
                 duals = {
                     names[id(parameter)]: forward_ad.make_dual(parameter.detach(), tangent)
                     for parameter, (_, tangent) in zip(weights.parameters, weights.views(v), strict=True)

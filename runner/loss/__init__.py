@@ -46,6 +46,10 @@ class Loss(nn.Module):
         over all versions, so that batch normalisation sees them together. Default: none.
     needs : tuple of str
         Keywords, beside the inputs, that `ask` calls the model with. Default: none.
+    turns : dict
+        Players, each "model" or an attribute that is a module of the loss's, with the steps that they take in turn:
+        {"critic": 5, "model": 1}. Together they have all that is trained; where one steps, the others' weights and what
+        optimizers remember of them stay as they are. `turn` is whose step it is. Default: none, one player.
     """
 
     tasks: tuple[str, ...] = ("classes",)
@@ -55,6 +59,8 @@ class Loss(nn.Module):
     predicts: bool = True
     views: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    turns: dict[str, int] = {}  # noqa: RUF012 (only read)
+    turn: str = "model"
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:
         """What of it waits for a step, in a run of so many: see `runner.core.reach`."""
@@ -106,6 +112,9 @@ class Loss(nn.Module):
         """New inputs, as many and of the shape as in `like`, of a loss that learns to make them: they are shown in
         samples.png at the end. Default: None."""
         return None
+
+    def project(self) -> None:
+        """After a step of `turn`'s: its weights back to where they are allowed to be."""
 
     def notices(self, run) -> list[str]:
         """What of it has no effect, or another one than expected, in this run, one line each; run: the Trainer."""

@@ -26,7 +26,7 @@ class Low(nn.Module):
         nn.init.kaiming_uniform_(self.a, a=sqrt(5))
 
     def forward(self, w: Tensor) -> Tensor:
-        return w + self.scale * (self.b @ self.a).view(w.shape)
+        return w + self.scale * (self.b @ self.a).to(w.dtype).view(w.shape)
 
 
 class LoRA(Transform):

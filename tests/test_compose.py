@@ -109,6 +109,7 @@ def refused(row: dict[str, str]) -> bool:
     ]
     if of("gradient") == "forward":
         apart += [of("hook") == "smooth_adversarial"]  # whose own gradient is not differentiated by every network
+        apart += [of("transform") == "lora"]  # nor, in bf16 and fp16, a normalisation whose gains are frozen
         apart += [of("balance", "none") != "none", of("quantization") not in ("none", "ptq", "adaround", "adaquant")]
     if of("transform") in ("lora", "magnitude"):
         apart += [of("quantization") in ("adapt", "biper", "self_compression", "littlebit")]

@@ -19,7 +19,7 @@ from runner.core.blame import blame, source
 from runner.core.mistake import ConfigError, suggest
 from runner.core.schema import Range, When, beyond
 
-CONTEXT = {"shape", "bounds", "classes", "heads", "samples", "class_counts", "bag"}  # of the data
+CONTEXT = {"shape", "bounds", "classes", "vocabulary", "heads", "samples", "class_counts", "bag"}  # of the data
 CONTEXT |= {"features"}  # of the model
 CONTEXT |= {"data_dir", "cache_dir", "seed", "params", "layouts"}
 

@@ -61,7 +61,7 @@ def measures(
 
 def rises(key: str) -> bool:
     """Whether a larger value of the measure of this name is a better one."""
-    return key.endswith(("accuracy", "exact", "map", "auroc"))
+    return key.endswith(("accuracy", "exact", "map", "auroc", "miou", "dice"))
 
 
 def broken(found: dict[str, float | None]) -> list[str]:

@@ -13,6 +13,7 @@ from runner.core import keyed
 from runner.core.schema import Count, Fraction, Natural, Range, When
 from runner.dataset import check, damage
 
+IGNORE = -100  # as torch and the Hugging Face libraries have it: a target that counts for nothing
 Ratio = Annotated[float, Range(1)]
 DRAWN = [When("noise", "none", but=True), When("subset", None, but=True), When("imbalance", 1, but=True)]
 DamageSeed = Annotated[Natural | None, *DRAWN]
@@ -36,7 +37,7 @@ class Split:
     Parameters
     ----------
     base : (M, *shape) inputs, or `Images`, which are decoded when asked for.
-    y : (N,) int64 class ids, (N, C) multi-hot floats, (N,) floats, or (N, T) int64 class ids of T tasks.
+    y : (N,) int64 class ids, (N, C) multi-hot floats, (N,) floats, (N, T) int64 class ids of T tasks, or (N, *places).
     domain : (N,) int64, or None.
     rows : (N,) int64, where in `base` the samples are. None: N = M, in the order of `base`.
     """
@@ -122,6 +123,12 @@ class Dataset:
     task : "classes", "multilabel", "regression", or "tasks": several class ids a sample, one for each of `tasks`
     classes : number of classes, or of outputs; of every task
     tasks : their names, which those of its measures begin with
+    places : axes of the targets of one sample, of classes: (T,) of a text, (H, W) of an image; logits are then
+        (B, T, C) or (B, H, W, C). A target may be IGNORE: it counts for nothing. Default (): one target a sample
+    ignores : whether some are, which `prepare` finds out
+    vocabulary : how many ids inputs are of, which a model embeds; None, the default: inputs are numbers, normalised
+    per : what a risk takes for a sample, of targets with places: every target that counts, or the mean of a sample's
+    first : the measure of those that chooses the best epoch. Default None: accuracy
     shape : of one input: (C, H, W) or (D,)
     bounds : lowest and highest value that any raw input can have, such as (0, 255) for 8-bit pixels; None, the default,
         where there is no such range for all of them, as in a table. What moves inputs goes by it.
@@ -134,6 +141,11 @@ class Dataset:
 
     task: Literal["classes", "multilabel", "regression", "tasks"] = "classes"
     tasks: tuple[str, ...] = ()
+    places: tuple[int, ...] = ()
+    vocabulary: int | None = None
+    ignores: bool = False
+    per: Literal["target", "sample"] = "target"
+    first: str | None = None
     classes: int
     shape: tuple[int, ...]
     bounds: tuple[float, float] | None = None
@@ -200,6 +212,10 @@ class Dataset:
         it is declared to be: see `runner.dataset.check`.
         """
         train, self.test = check.loaded(self)
+        self.ignores = any(bool((split.y == IGNORE).any()) for split in (train, self.test)) if self.places else False
+        damaged = {"noise": self.noise != "none", "imbalance": self.imbalance > 1, "bag_size": self.bag_size > 1}
+        for setting in (setting for setting, used in damaged.items() if used and self.places):
+            raise ValueError(f"dataset.{setting} goes by one class id a sample, and this data set has several")
         if self.fingerprint is None:
             self.fingerprint = contents(train, self.test)
         facts = {"classes": self.classes, "shape": list(self.shape), "fingerprint": self.fingerprint}
@@ -266,7 +282,8 @@ class Dataset:
             return None
         if self.bag_size > 1:
             return self.train.y.double().sum(0).round().long().tolist()
-        return torch.bincount(self.train.y, minlength=self.classes).tolist()
+        y = self.train.y
+        return torch.bincount(y[y != IGNORE] if self.places else y, minlength=self.classes).tolist()
 
     @property
     def context(self) -> dict:
@@ -275,6 +292,7 @@ class Dataset:
             "shape": self.shape,
             "bounds": self.bounds,
             "classes": self.classes,
+            "vocabulary": self.vocabulary,
             "heads": len(self.tasks) or None,
             "samples": len(self.train),
             "class_counts": self.class_counts,

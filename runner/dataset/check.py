@@ -157,10 +157,12 @@ def _targets(dataset, y: Tensor, place: str) -> Tensor:
         raise ValueError(f"{place}: targets are {y.dtype}")
     _finite(y, "targets", place)
     if dataset.task in ("classes", "tasks"):
-        if tuple(y.shape[1:]) != ((len(dataset.tasks),) if dataset.tasks else ()):
+        if tuple(y.shape[1:]) != ((len(dataset.tasks),) if dataset.tasks else tuple(dataset.places)):
             wanted = (
                 f"(N, {len(dataset.tasks)}), one class id for each task of a"
                 if dataset.tasks
+                else f"(N, {', '.join(map(str, dataset.places))}), one class id for each place of a"
+                if dataset.places
                 else "(N,), one class id for each"
             )
             raise ValueError(f"{place}: labels are {tuple(y.shape)}; they must be {wanted} sample")
@@ -168,6 +170,8 @@ def _targets(dataset, y: Tensor, place: str) -> Tensor:
             raise ValueError(f"{place}: labels are {y.dtype}, and class ids are integers: y.long()")
         y = y.long()
         wrong = (y < 0) | (y >= classes)
+        if dataset.places:
+            wrong &= y != -100  # runner.dataset.IGNORE
         if wrong.any():
             row = wrong.nonzero()[0].tolist()
             raise ValueError(
@@ -219,7 +223,7 @@ def _varies(split, column) -> bool:
 
 def absent(dataset) -> list[str]:
     """A line about classes of which the training part has no sample: nothing is learned of them."""
-    if dataset.task != "classes":
+    if dataset.task != "classes" or dataset.places:
         return []
     if dataset.classes == 1:
         return ["there is one class, so every prediction is right"]

@@ -15,7 +15,7 @@ from runner.core import keyed
 from runner.core.batch import Batch
 from runner.core.blame import blame
 from runner.core.mistake import ConfigError
-from runner.dataset import Dataset, Images, Split
+from runner.dataset import IGNORE, Dataset, Images, Split
 from runner.sampler import Sampler, turns
 
 
@@ -72,6 +72,7 @@ class Loader:
         self.scale = 1 / torch.where(std > 0, std, torch.ones_like(std))  # a constant input stays 0
         image = len(dataset.shape) == 3
         self.format = torch.channels_last if channels_last and image else torch.contiguous_format
+        self.ids, self.ignores = dataset.vocabulary is not None, dataset.ignores
         self._resident = [[split, None] for split in (dataset.train, dataset.val, dataset.test)]
         self._train = self._on_device(dataset.train)
         self.views: tuple[str, ...] = ()  # what else the loss wants of a batch: see `runner.loss.Loss`
@@ -150,7 +151,7 @@ class Loader:
         for where, x in zip(slices, inputs, strict=True):
             index = torch.arange(where.start, where.stop, device=self.device)
             domain = None if split.domain is None else split.domain[where]
-            yield Batch(self._normalise(x), split.y[where], index, domain)
+            yield self._valid(Batch(self._normalise(x), split.y[where], index, domain))
 
     def _part(self, count: int) -> tuple[int, int]:
         """This rank's share of `count` samples in a row."""
@@ -170,7 +171,7 @@ class Loader:
         if self.draws:
             draw = Draw(self.seed, epoch, step, index if keys is None else keys, client)
         domain = None if split.domain is None else split.domain[index]
-        batch = Batch(self._pixels(x, draw), split.y.index_select(0, index), index, domain, total=total)
+        batch = self._valid(Batch(self._pixels(x, draw), split.y.index_select(0, index), index, domain, total=total))
         if about := self.sampler.about(epoch, step, index):
             own = {name: about.pop(name) for name in ("weight", "domain", "y") if name in about}
             batch = replace(batch, **own).put(**about)
@@ -179,6 +180,13 @@ class Loader:
             batch = augment.batch(batch, draw)
             seen = {name: augment.batch(view, draw.of(name)) for name, view in seen.items()}
         return self._told(batch.put(**{name: view.x for name, view in seen.items()}) if seen else batch, draw)
+
+    def _valid(self, batch: Batch) -> Batch:
+        """Targets that count for nothing become class 0, and "valid" says which do."""
+        if not self.ignores:
+            return batch
+        valid = batch.y != IGNORE
+        return replace(batch, y=batch.y.where(valid, 0)).put(valid=valid)
 
     def _told(self, batch: Batch, draw: Draw | None) -> Batch:
         return batch if self.draw is None else self.draw(batch, draw)
@@ -198,6 +206,8 @@ class Loader:
         return self._normalise(x)
 
     def _normalise(self, x: Tensor) -> Tensor:
+        if self.ids:
+            return x.long()
         wide = x.to(self.wide, memory_format=self.format) if x.dim() == 4 else x.to(self.wide)
         # inputs that are floats already may be a view of the data set: those are not changed in place
         centred = wide.sub(self.mean) if wide is x else wide.sub_(self.mean)

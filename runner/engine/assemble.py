@@ -22,7 +22,7 @@ from runner.core.precision import Precision
 from runner.core.reach import unreached
 from runner.core.work import multiplications
 from runner.dataset.loader import Loader
-from runner.engine import contract, estimated, grouped, parts, players, rows, trial
+from runner.engine import contract, estimated, grouped, parts, places, players, rows, trial
 from runner.engine.start import Start
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
@@ -160,7 +160,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     parts.together(config, loss, model, dataset)
     example = loader.like_training(example)
     risk = build(config["risk"], "risk", **context).to(device)
-    trial.value(model, loss, risk, out, example, dataset.classes)
+    trial.value(model, loss, risk, out, example, dataset)
     groups = build(config["groups"], "groups")
     with as_config_error("model"):
         whose = players.players(loss, config["choices"]["loss"], model, loss, risk)
@@ -213,13 +213,14 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     estimated.estimated(trainer, build(config["gradient"], "gradient"), config["choices"], example)
     contract.looks(trainer, looked, config["choices"], example)
     players.refuse(trainer, config["choices"])
+    places.refuse(trainer, config)
     for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness, **changes}.items():
         with trial.theirs(where, part, "fails in notices"):
             lines = part.notices(trainer)
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise trial.wrong(where, part, "notices", "a list of lines", lines)
         trainer.notices += lines
-    if loss.predicts and not loss.probabilities and dataset.task != "regression":
+    if loss.predicts and not loss.probabilities and dataset.task != "regression" and not dataset.places:
         trainer.notices.append(
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
             f"are null{', but for those after temperature scaling' if dataset.val is not None else ''}"

@@ -12,7 +12,7 @@ from runner.core import distributed
 from runner.core.batch import Batch, Output, Pass
 from runner.core.precision import Overflow
 from runner.core.weights import column
-from runner.risk import attended
+from runner.risk import attended, units
 
 if TYPE_CHECKING:
     from runner.engine.trainer import Trainer
@@ -50,7 +50,7 @@ class Closure:
             batch = batch.put(limit=ones * column(below, ones))
         if guide is not None:
             batch = batch.put(guide=guide)
-        share = 1.0 if self.alone or not batch.total else len(self.batch) / batch.total
+        share = 1.0 if self.alone else run.units(self.batch) / run.whole(self.batch)
         outs, total, grad = [], None, None
         here = run.draws.where()
         if self.begin is None:
@@ -59,7 +59,8 @@ class Closure:
             run.draws.go(self.begin)
         with run.statistics(live=self.live and (self.passes == 0 if live is None else live)):
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
-                loss, out, parts = self.one(micro, share * len(micro) / len(batch), bool(outs), create_graph)
+                part = share * run.units(micro) / run.units(batch)
+                loss, out, parts = self.one(micro, part, bool(outs), create_graph)
                 if create_graph:
                     grad = weights.flatten(parts) + (0.0 if grad is None else grad)
                 outs.append(out)
@@ -83,10 +84,10 @@ class Closure:
     def value(self) -> Tensor:
         """The loss alone, (), or (K,): what the first pass would return; on several processes this one's part."""
         run, batch, total = self.run, self.batch, None
-        share = 1.0 if self.alone or not batch.total else len(batch) / batch.total
+        share = 1.0 if self.alone else run.units(batch) / run.whole(batch)
         with run.statistics(live=False):
             for micro in batch.split(math.ceil(len(batch) / run.train.accumulate)):
-                loss = self.part(run.objective(micro)[0], micro, share * len(micro) / len(batch))
+                loss = self.part(run.objective(micro)[0], micro, share * run.units(micro) / run.units(batch))
                 run.masks.forwards += 1
                 total = loss if total is None else loss + total
         return total
@@ -105,10 +106,13 @@ class Closure:
     @staticmethod
     def minimised(run: "Trainer", seen, out: Output, batch: Batch) -> Tensor:
         """What is minimised on a (micro-)batch, a scalar. seen : what hooks may know of the run."""
-        return run.hooks.loss(seen, out, batch, run.risk(attended(run.loss(out, batch), batch), batch))
+        risk = run.risk(*units(attended(run.loss(out, batch), batch), batch, run.dataset))
+        return run.hooks.loss(seen, out, batch, risk)
 
-    def part(self, loss: Tensor, micro: Batch, share: float) -> Tensor:
-        """The micro-batch's part of the loss; share : of its samples among those of the step."""
+    def part(self, loss: Tensor, micro: Batch, share: float | Tensor) -> Tensor:
+        """The micro-batch's part of the loss; share : of what it counts for in the step, see `Trainer.units`."""
+        if isinstance(share, Tensor):
+            return loss * share.to(loss.dtype)
         return loss * share if share != 1 else loss
 
     def backward(self, loss: Tensor, add: bool, create_graph: bool) -> Sequence[Tensor | None]:

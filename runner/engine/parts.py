@@ -15,7 +15,7 @@ from runner.dataset import Dataset
 from runner.engine import trial
 from runner.engine.trainer import Trainer
 from runner.loss import Loss
-from runner.risk import attended
+from runner.risk import attended, units
 from runner.sampler import Sampler
 from runner.transform import Transform
 
@@ -168,7 +168,7 @@ def refusal(run: Trainer, example: Batch) -> str | None:
             warnings.simplefilter("ignore")
             out = run.loss.ask(run.outputs, one)
             losses = run.loss(out, one)
-            value = run.risk(attended(losses, one), one)
+            value = run.risk(*units(attended(losses, one), one, run.dataset))
     except Exception as error:
         return next(iter(str(error).splitlines()), type(error).__name__)
     finally:

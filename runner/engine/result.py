@@ -126,7 +126,7 @@ def _bins(last: Final) -> dict | None:
     return {name: None if part is None else part.tolist() for name, part in kept.items()}
 
 
-SUMMARY = [f"test_{key}" for key in ("accuracy", "exact", "map", "nll", "ece", "mae", "rmse")]
+SUMMARY = [f"test_{key}" for key in ("accuracy", "miou", "exact", "map", "nll", "perplexity", "ece", "mae", "rmse")]
 
 
 def summary(result: dict) -> str:

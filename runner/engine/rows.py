@@ -12,7 +12,7 @@ from runner.core import distributed, keyed
 from runner.core.batch import Batch, Output
 from runner.core.mistake import ConfigError
 from runner.engine.closure import Closure
-from runner.risk import attended
+from runner.risk import attended, units
 
 if TYPE_CHECKING:
     from runner.engine.trainer import Trainer
@@ -27,7 +27,8 @@ class Rows(Closure):
     @staticmethod
     def minimised(run: "Trainer", seen, out: Output, batch: Batch) -> Tensor:
         """(T,)"""
-        return OBJECTIVES[run.balance.of](run, seen, out, batch, attended(run.loss(out, batch), batch))
+        losses, flat = units(attended(run.loss(out, batch), batch), batch, run.dataset)
+        return OBJECTIVES[run.balance.of](run, seen, out, batch, losses, flat)
 
     def __call__(self, mask: Tensor | None = None, create_graph: bool = False, **further):
         if create_graph:
@@ -104,17 +105,17 @@ def combined(run: "Trainer", rows: Tensor, seeds: list[int]) -> Tensor:
 # ---- the objectives
 
 
-def _tasks(run: "Trainer", seen, out: Output, batch: Batch, losses: Tensor) -> Tensor:
-    return run.hooks.loss(seen, out, batch, torch.stack([run.risk(own, batch) for own in losses.unbind(-1)]))
+def _tasks(run: "Trainer", seen, out: Output, batch: Batch, losses: Tensor, flat: Batch) -> Tensor:
+    return run.hooks.loss(seen, out, batch, torch.stack([run.risk(own, flat) for own in losses.unbind(-1)]))
 
 
-def _domains(run: "Trainer", seen, out: Output, batch: Batch, losses: Tensor) -> Tensor:
-    values = [run.risk(losses, replace(batch, mask=mask)) for mask in members(run, batch)]
+def _domains(run: "Trainer", seen, out: Output, batch: Batch, losses: Tensor, flat: Batch) -> Tensor:
+    values = [run.risk(losses, replace(flat, mask=mask)) for mask in members(run, flat)]
     return run.hooks.loss(seen, out, batch, torch.stack(values))
 
 
-def _terms(run: "Trainer", seen, out: Output, batch: Batch, losses: Tensor) -> Tensor:
-    risk = run.risk(losses, batch)
+def _terms(run: "Trainer", seen, out: Output, batch: Batch, losses: Tensor, flat: Batch) -> Tensor:
+    risk = run.risk(losses, flat)
     penalties = [penalty(seen, out, batch) for penalty in run.hooks.losses]
     return torch.stack([risk, *(torch.as_tensor(one, dtype=risk.dtype, device=risk.device) for one in penalties)])
 

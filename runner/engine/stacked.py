@@ -110,7 +110,7 @@ class StackedLoader:
         self.domain = None if splits[0].domain is None else torch.cat([split.domain for split in splits])
         self.offsets = torch.arange(len(splits), device=first.device).unsqueeze(1) * len(splits[0])
         same = all(torch.equal(x.mean, first.mean) and torch.equal(x.scale, first.scale) for x in loaders)
-        self.alike = same and not first.draws and type(first.sampler).about is Sampler.about
+        self.alike = same and not first.draws and not first.ignores and type(first.sampler).about is Sampler.about
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = torch.stack([loader.order(epoch) for loader in self.loaders])

@@ -12,19 +12,20 @@ from runner.command.config import Train
 from runner.core import checkpoint, distributed
 from runner.core.batch import Batch, Output, Pass
 from runner.core.dropout import Draws, Masks
-from runner.core.measure import measures, rises
+from runner.core.measure import rises
 from runner.core.precision import Overflow, Precision
 from runner.core.statistics import average, frozen
 from runner.core.weights import Weights
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
-from runner.engine import diagnose, state
+from runner.engine import diagnose, evaluation, state
 from runner.engine.closure import Asked, Closure
 from runner.hook import Hooks
 from runner.loss import Loss
+from runner.optim import add_
 from runner.record.folder import Record, Stopped
 from runner.record.lines import row
-from runner.risk import Risk
+from runner.risk import Risk, units
 from runner.schedule import Schedule
 from runner.sharpness import Sharpness
 
@@ -89,7 +90,9 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # e.g. running statistics
         self.norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
-        self.guesses = dataset.task == "classes" and loss.predicts  # whether an epoch's right answers are counted
+        self.guesses = (
+            dataset.task == "classes" and loss.predicts and not dataset.places
+        )  # whether right ones are counted
         self.count = 0  # updates so far; a step skipped for overflow counts, as its data are used up
         self.loss_sum = torch.zeros((), device=device)  # over this epoch's samples, as the next two
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -163,11 +166,11 @@ class Trainer:
             passes = [(first, batch, batch.total or len(batch))]
             loss = first.loss
         else:  # one perturbation for every m samples, the mean of their gradients
-            passes, mean, loss = [], torch.zeros_like(self.weights.grad), 0.0
+            passes, mean, loss, whole = [], torch.zeros_like(self.weights.grad), 0.0, self.whole(batch)
             for part in batch.split(self.sharpness.m):
                 first = self.sharpness(self.closure(self, part, alone=True, live=note), self.weights)
-                share = len(part) / (batch.total or len(batch))
-                mean.add_(self.weights.grad, alpha=share)
+                share = self.units(part) / whole
+                add_(mean, self.weights.grad, share)
                 loss = loss + first.loss * share
                 passes.append((first, part, len(part)))
             self.weights.grad.copy_(distributed.sum_(mean))
@@ -197,7 +200,7 @@ class Trainer:
 
     def observe(self, out: Output, batch: Batch) -> None:
         if type(self.risk).observe is not Risk.observe:  # before the loss's memories change what it gives
-            self.risk.observe(self.loss(out, batch), batch, self.count + 1, self.steps)
+            self.risk.observe(*units(self.loss(out, batch), batch, self.dataset), self.count + 1, self.steps)
         self.loss.observe(out, batch)
         self.hooks.observe(self, out, batch)
 
@@ -310,10 +313,6 @@ class Trainer:
         with self.hooks.weights(self):
             return self.loss.evaluate(self, split)
 
-    def measured(self, logits: Tensor, targets: Tensor) -> dict[str, float | None]:
-        """Measures of what `predict` gives."""
-        return measures(logits, targets, self.dataset.task, self.loss, self.dataset.tasks)
-
     @torch.no_grad()
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """The logits of the model, or of another one, as the hooks present it, on a whole split in its order, in fp32,
@@ -325,20 +324,23 @@ class Trainer:
     @torch.no_grad()
     def predict_as_is(self, split: Split, model: nn.Module | None = None, of: str = "logits") -> tuple[Tensor, Tensor]:
         """The same of the model with the weights that it has; or of its `features`."""
-        forward = model or self.forward
-        logits, targets = [], []
-        self.model.eval()
-        for batch in self.loader.evaluate(split, self.train.eval_batch_size):
-            with self.precision.autocast():
-                out = forward(batch.x)
-            logits.append(getattr(self.loss.head(out), of).float())
-            targets.append(batch.y)
-        self.model.train()
-        logits, targets = torch.cat(logits), torch.cat(targets)
-        if distributed.world > 1:
-            parts = distributed.all_of((logits.cpu(), targets.cpu()))
-            logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
-        return logits, targets
+        return evaluation.predicted(self, split, model, of)
+
+    def scored(self, split: Split, model: nn.Module | None = None) -> dict[str, float | None]:
+        """How right the predictions of the model, or of another one, are on a split, with the weights that it has."""
+        return evaluation.scored(self, split, model)
+
+    def units(self, batch: Batch) -> float | Tensor:
+        """What a batch counts for: samples, or where some targets do not count, those that do, () or (K,)."""
+        if "valid" not in batch.more or self.dataset.per == "sample":
+            return len(batch)
+        return batch.more["valid"].flatten(batch.lead).sum(-1).clamp(min=1)
+
+    def whole(self, batch: Batch) -> float | Tensor:
+        """The same of the step's whole batch, of which this is a process's share."""
+        if isinstance(own := self.units(batch), int):
+            return batch.total or own
+        return distributed.sum_(own.double())
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
         """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""

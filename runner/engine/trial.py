@@ -24,11 +24,13 @@ from runner.core.batch import Batch, Output, Pass
 from runner.core.blame import HERE, blame, own_frame, source
 from runner.core.mistake import ConfigError
 from runner.core.precision import Overflow, Precision
+from runner.dataset import Dataset
 from runner.engine.diagnose import NonFinite
 from runner.federated import Federated
 from runner.hook import Hook, Hooks
 from runner.loss import Loss
 from runner.record.folder import Stopped
+from runner.risk import units
 from runner.sharpness import Sharpness
 
 SAMPLES = 8  # of a trial's batch
@@ -117,7 +119,7 @@ def an_output(where: str, part: Any, method: str, out: Any, samples: int, classe
         raise wrong(where, part, method, f"logits of {classes} classes, ({samples}, {classes})", out.logits)
 
 
-def value(model: nn.Module, loss: Loss, risk: nn.Module, out: Output, example: Batch, classes: int) -> None:
+def value(model: nn.Module, loss: Loss, risk: nn.Module, out: Output, example: Batch, dataset: Dataset) -> None:
     """The same of the loss and the risk, which are made for the model's features. A gradient must reach from the risk
     to some parameter. Raises ConfigError."""
     model.eval()
@@ -126,13 +128,13 @@ def value(model: nn.Module, loss: Loss, risk: nn.Module, out: Output, example: B
     model.train()
     where, part, method = ("model", model, "forward") if type(loss).head is Loss.head else ("loss", loss, "head")
     alike = loss.predicts and type(loss).moments is Loss.moments  # else a target has several outputs, or none
-    an_output(where, part, method, made, len(example), classes if alike else None)
+    an_output(where, part, method, made, len(example), dataset.classes if alike else None)
     shapes = f"logits of {tuple(made.logits.shape)} and targets of {tuple(example.y.shape)}"
     with guard("loss", loss, f"cannot take {shapes}"):
         losses = loss(made, example)
     per_sample(loss, losses, made)
     with guard("risk", risk, f"cannot take losses of {tuple(losses.shape)}"):
-        total = risk(losses, example)
+        total = risk(*units(losses, example, dataset))
     scalar("risk", risk, "forward", total)
     if not total.requires_grad and any(p.requires_grad for part in (model, loss, risk) for p in part.parameters()):
         if losses.requires_grad:

@@ -156,7 +156,7 @@ class FedAvg(Federated):
         train, val = run.dataset.train, run.dataset.val
         y = train.y.numpy()
         domain = None if train.domain is None else train.domain.numpy()
-        classes = run.dataset.classes if run.dataset.task == "classes" else None
+        classes = run.dataset.classes if run.dataset.task == "classes" and not run.dataset.places else None
         self.partition = make(
             self.kind,
             y,

@@ -106,7 +106,7 @@ class Loss(nn.Module):
     def evaluate(self, run, split: "Split") -> dict[str, float | None]:
         """What is measured of the model on a split, the same at any time; run: the Trainer, whose weights are those to
         be measured. Default: how right the predictions are."""
-        return run.measured(*run.predict_as_is(split))
+        return run.scored(split)
 
     def sample(self, net: Callable[..., Output], like: Batch, draw: "Draw") -> Tensor | None:
         """New inputs, as many and of the shape as in `like`, of a loss that learns to make them: they are shown in

@@ -32,11 +32,16 @@ class CrossEntropy(Loss):
 
     def forward(self, out: Output, batch: Batch) -> Tensor:
         logits, y = wide(out.logits), batch.y
+        shape = logits.shape[:-1]
+        if len(shape) > 1 and y.dim() == len(shape) and logits.is_contiguous():  # twice as fast as along an axis
+            logits, y = logits.flatten(0, -2), y.flatten()
         if y.dim() == logits.dim():
             y = y.to(logits.dtype)
             y = y.movedim(-1, 1) if y.dim() > 2 else y
         first = logits.movedim(-1, 1) if logits.dim() > 2 else logits  # torch wants the classes on axis 1
         if not isinstance(self.label_smoothing, Tensor):  # the fused kernel: a tenth of a small network's step
-            return F.cross_entropy(first, y, reduction="none", label_smoothing=self.label_smoothing)
+            losses = F.cross_entropy(first, y, reduction="none", label_smoothing=self.label_smoothing)
+            return losses.view(shape)
         uniform = logits.logsumexp(-1) - logits.mean(-1)
-        return torch.lerp(F.cross_entropy(first, y, reduction="none"), uniform, self.label_smoothing.to(logits.dtype))
+        losses = F.cross_entropy(first, y, reduction="none")
+        return torch.lerp(losses, uniform, self.label_smoothing.to(logits.dtype)).view(shape)

@@ -313,7 +313,7 @@ def _measures(run, model: nn.Module | None) -> dict | None:
     return {
         f"{name}_{key}": value
         for name, split in splits(run).items()
-        for key, value in run.measured(*run.predict(split, model.eval())).items()
+        for key, value in run.scored(split, model.eval()).items()
     }
 
 

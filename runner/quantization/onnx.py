@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from runner.command.config import Train
 from runner.core import checkpoint
+from runner.core.measure import measures
 from runner.core.output import unbreakable
 from runner.engine.trainer import Trainer
 from runner.loss import Loss
@@ -183,7 +184,9 @@ def measured(run: Trainer, session: Session) -> dict[str, float]:
     for name, split in deploy.splits(run).items():
         parts = [(session(batch.x), batch.y) for batch in run.loader.evaluate(split, run.train.eval_batch_size)]
         logits, y = (torch.cat(part) for part in zip(*parts, strict=True))
-        found |= {f"{name}_{key}": value for key, value in run.measured(logits, y).items()}
+        data = run.dataset
+        measured = measures(logits, y, data.task, run.loss, data.tasks)
+        found |= {f"{name}_{key}": value for key, value in measured.items()}
     return found
 
 

@@ -13,7 +13,7 @@ def row(line: dict, epochs: int, unit: str) -> str:
     for name in ("train", "val", "test") if line["step"] else ("val", "test"):
         if f"{name}_accuracy" in line:
             parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
-    for key in ("test_map", "test_nll", "test_ece", "test_mae", "test_rmse"):
+    for key in ("test_miou", "test_map", "test_nll", "test_perplexity", "test_ece", "test_mae", "test_rmse"):
         if line.get(key) is not None:
             parts.append(f"{key[5:]} {line[key]:.4f}")
     if not {"test_nll", "test_mae"} & line.keys():  # a loss with measures of its own

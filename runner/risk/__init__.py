@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,31 @@ def one_pass(run) -> int:
     """Samples of a whole batch that a forward pass of this run sees; run: the Trainer."""
     local = math.ceil(run.train.batch_size / distributed.world)
     return math.ceil(min(run.sharpness.m or local, local) / run.train.accumulate)
+
+
+def units(losses: Tensor, batch: Batch, dataset) -> tuple[Tensor, Batch]:
+    """Losses (B, *places) and their batch as a risk takes them, by `dataset.per`: where targets have no places, as they
+    are. target: every place is a sample, (B * places,), with its sample's weight, index and domain, masked where it
+    does not count. sample: the mean over the places of a sample that count, (B,), 0 where none does."""
+    if not dataset.places:
+        return losses, batch
+    valid = batch.more.get("valid")
+    if dataset.per == "sample":
+        rows = losses.flatten(1)
+        if valid is None:
+            return rows.mean(1), batch
+        valid = valid.flatten(1)
+        return rows.where(valid, 0.0).sum(1) / valid.sum(1).clamp(min=1), batch
+    count = losses[0].numel()
+
+    def spread(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.repeat_interleave(count, 0)
+
+    mask = spread(batch.mask)
+    if valid is not None:
+        mask = valid.flatten() if mask is None else valid.flatten() & mask
+    own = {name: spread(getattr(batch, name)) for name in ("index", "domain", "weight")}
+    return losses.flatten(), replace(batch, **own, mask=mask)
 
 
 def attended(losses: Tensor, batch: Batch) -> Tensor:

@@ -64,7 +64,7 @@ def test_the_best_weights_are_those_of_their_line(words, tmp_path):
             found = {
                 f"{name}_{key}": value
                 for name, split in (("val", run.dataset.val), ("test", run.dataset.test))
-                for key, value in run.measured(*run.predict_as_is(split)).items()
+                for key, value in run.scored(split).items()
             }
         assert found == {key: line[key] for key in found}
     found = final(run)

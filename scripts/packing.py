@@ -41,12 +41,18 @@ NEEDS = {
     "wgan": ["model=mlp_generator", "model.hidden=[16]", "loss.hidden=[16]", "loss.critic_turns=2"],
     "wgan_gp": ["model=mlp_generator", "model.hidden=[16]", "loss.hidden=[16]", "loss.critic_turns=2"],
     "mlp_generator": ["loss=wgan", "model.hidden=[16]", "loss.hidden=[16]", "loss.critic_turns=2"],
+    "gpt": ["model.width=8", "model.depth=1", "model.attention_heads=2"],
+    "unet": ["model.width=4", "model.levels=2"],
     "groupnorm": ["model=resnet20", "model.depth=8"],
     "magnitude": ["transform.magnitude.every=1"],
 }
 TERMS = ["balance.of=terms", "hook=[spectral_decoupling]"]  # made-up data have no tasks
 NEEDS |= dict.fromkeys(("upgrad", "pcgrad", "aligned_mtl", "mgda", "config"), TERMS)
 SHAPE = [3, 16, 16]
+DATA = {  # of models that are not for images with one label
+    "gpt": {"shape": [6], "places": [6], "vocabulary": 4},
+    "unet": {"places": SHAPE[1:]},
+}
 CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four
 
 
@@ -92,6 +98,7 @@ def trainers(cells: list[list[str]], samples: int = 40, dtype: torch.dtype = tor
         task = build.locate(config["loss"]["_target_"], "loss").tasks[0]
         sizes = {"train": samples, "test": 8, "shape": SHAPE, "classes": 4, "task": task}
         config["dataset"] = {"_target_": "scripts.bench.cases.MadeUp", "val": 0.0, **sizes}
+        config["dataset"] |= DATA.get(config["choices"]["model"], {})
         config["dataset"]["classes"] = CLASSES.get(config["choices"]["loss"], sizes["classes"])
         check_all(config)
         train, device = Train(**config["train"]), distributed.device("cpu")

@@ -16,8 +16,9 @@ BASE = ["dataset.subset=24", "dataset.val=0.25", "train.batch_size=6", "train.st
 
 
 def usable(group: str) -> list[str]:
-    """Options that run on digits, 1x8x8 and without a network; test_dataset and test_model cover the others."""
-    return [o for o in options(group, [conf_dir()]) if group != "dataset" or o == "digits"]
+    """Options that run on digits, 1x8x8 and without a network; test_dataset, test_model and test_places cover others."""
+    others = ("gpt", "unet") if group == "model" else ()
+    return [o for o in options(group, [conf_dir()]) if (group != "dataset" or o == "digits") and o not in others]
 
 
 # Losses that are not defined for the ten classes of the digits, or, as AnyLoss in fp16, have no gradient for one of ten

@@ -59,18 +59,37 @@ def pixels(shape: tuple[int, ...], classes: int, samples: int, seed: int) -> Spl
 
 class MadeUp(Dataset):
     """Random pixels and labels: what is measured does not depend on their values. For regression the labels are floats
-    of one output, for "multilabel" one-hot."""
+    of one output, for "multilabel" one-hot. With `places` there is one for each, with `vocabulary` inputs are ids."""
 
     bounds = (0, 255)
 
-    def __init__(self, train: int, test: int, shape: list[int], classes: int, task: str = "classes", **settings):
-        self.task = task
+    def __init__(
+        self,
+        train: int,
+        test: int,
+        shape: list[int],
+        classes: int,
+        task: str = "classes",
+        places: list[int] = [],  # noqa: B006 (only read)
+        vocabulary: int | None = None,
+        **settings,
+    ):
+        self.task, self.places, self.vocabulary = task, tuple(places), vocabulary
         super().__init__(**settings)
         self.sizes, self.shape, self.classes = (train, test), tuple(shape), classes
 
     def load(self) -> tuple[Split, Split]:
         self.mean, self.std = torch.full((2, self.shape[0]), 127.5)
         train, test = (pixels(self.shape, self.classes, size, seed) for seed, size in enumerate(self.sizes))
+        if self.places:
+            parts = [(split, torch.Generator().manual_seed(seed)) for seed, split in enumerate((train, test))]
+            size = self.places
+            train, test = (
+                Split(x.base % (self.vocabulary or 256), torch.randint(self.classes, (len(x), *size), generator=draw))
+                for x, draw in parts
+            )
+        if self.vocabulary is not None:
+            self.bounds, self.mean, self.std = None, torch.zeros(1), torch.ones(1)
         if self.task == "multilabel":
             train, test = (split.labelled(F.one_hot(split.y, self.classes).float()) for split in (train, test))
         if self.task == "regression":

@@ -16,7 +16,7 @@ BASE = ["dataset.subset=24", "dataset.val=0.25", "train.batch_size=6", "train.st
 
 
 def usable(group: str) -> list[str]:
-    """Options that run on digits, 1x8x8 and without a network; test_dataset, test_model and test_places cover others."""
+    """Options that run on digits, 1x8x8 and without a network; test_dataset, test_model, test_places cover others."""
     others = ("gpt", "unet") if group == "model" else ()
     return [o for o in options(group, [conf_dir()]) if (group != "dataset" or o == "digits") and o not in others]
 

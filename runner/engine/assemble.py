@@ -160,6 +160,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     parts.together(config, loss, model, dataset)
     example = loader.like_training(example)
     risk = build(config["risk"], "risk", **context).to(device)
+    places.refuse(config, dataset, loss, risk)
     trial.value(model, loss, risk, out, example, dataset)
     groups = build(config["groups"], "groups")
     with as_config_error("model"):
@@ -213,7 +214,6 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     estimated.estimated(trainer, build(config["gradient"], "gradient"), config["choices"], example)
     contract.looks(trainer, looked, config["choices"], example)
     players.refuse(trainer, config["choices"])
-    places.refuse(trainer, config)
     for where, part in {"loss": loss, "risk": risk, "sharpness": trainer.sharpness, **changes}.items():
         with trial.theirs(where, part, "fails in notices"):
             lines = part.notices(trainer)

@@ -27,12 +27,16 @@ class Hook:
     padding : bool
         Whether `loss` leaves out the samples for which `batch.mask`, where set, is False. Default False: clients of
         different sizes are then not trained side by side.
+    places : bool
+        Whether it works where every sample has several targets, of tokens or pixels. Default True; what remembers
+        samples (`observe`) does not.
     predictions : bool
         Whether `loss` takes the logits for predictions. Default False. True: it is refused with a loss that makes none.
     """
 
     replicas: bool = False
     padding: bool = False
+    places: bool = True
     predictions: bool = False
 
     def begins(self, steps: int, steps_per_epoch: int) -> Iterable[Begin]:

@@ -32,6 +32,8 @@ class DRW(Hook):
     class_counts : from the data set. Raises ValueError where its targets are not class ids.
     """
 
+    places = False  # a sample has one weight, and its targets are of several classes
+
     def __init__(self, epoch: Natural = 160, beta: OpenFraction = 0.9999, *, class_counts: list[int] | None):
         self.epoch = epoch
         n = counts(class_counts, "hook=drw").double()

@@ -41,6 +41,8 @@ class MESA(EMA):
     predictions = True
     teacher, weights = EMA.weights, Hook.weights
 
+    places = False
+
     def __init__(
         self,
         samples: int,

@@ -202,8 +202,9 @@ class AdaPT(Transform, Hook):
                 seen["n"] = 0
 
     def _quantized(self, run) -> list[tuple[str, nn.Module]]:
-        layers = ((f"{name}.weight", layer) for name, layer in run.model.named_modules())
-        return [(name, layer) for name, layer in layers if isinstance(layer, Quantized) and layer.quantizing]
+        names = {id(parameter): name for name, parameter in run.model.named_parameters()}  # of a shared one, the first
+        layers = [layer for layer in run.model.modules() if isinstance(layer, Quantized) and layer.quantizing]
+        return [(names[id(layer.weight)], layer) for layer in layers]
 
     def state_dict(self) -> dict:
         formats = {name: [int(one.word), int(one.fraction)] for name, one in self.formats.items()}

@@ -149,6 +149,8 @@ class AdaRound(PTQ):
 
 def rectifiers(model: nn.Module, x: Tensor) -> set[str]:
     """The Linear and Conv2d layers whose output goes through a ReLU and nowhere else."""
+    if not x.is_floating_point():  # ids, from which nothing is traced; the networks that embed them have no ReLU here
+        return set()
     made: dict[str, list] = {}
     handles = [
         module.register_forward_hook(lambda _, __, made_, name=name: made.setdefault(name, []).append(made_.grad_fn))

@@ -20,7 +20,15 @@ from tests.tiny import compose
 
 VALUES = [None, "", 0, -1, 1, 1e300, math.inf, math.nan, True, "word", [], {}, 10**25, [1, "a", None, 2.5]]
 SMALL = ["dataset.subset=60", "train.batch_size=8", "train.steps=2", "model.hidden=[8,8,8]"]
-BUNDLED = {"digits", "breast_cancer", "wine", "diabetes", "multi_digits"}  # the data sets that need no files
+BUNDLED = {
+    "digits",
+    "breast_cancer",
+    "wine",
+    "diabetes",
+    "multi_digits",
+    "gaussians25",
+    "digit_masks",
+}  # the data sets that need no files
 BIG = {"wrn_28_10", "wrn_16_8", "timm", "resnet20", "cnn", "lenet"}  # checked, not built
 TOP = ["name", "seed", "device", "checkpoint", "data_dir", "cache_dir", "outputs_dir"]
 

@@ -22,27 +22,27 @@ class Gaussians25(Dataset):
 
     Parameters
     ----------
-    samples : for training. Default 10,000. As many again, a quarter, are the test split.
+    size : samples for training. Default 10,000. A quarter as many more are the test split.
     spread : default 0.05.
     """
 
     classes = 25
     shape = (2,)
 
-    def __init__(self, *, samples: Count = 10_000, spread: Positive = 0.05, **settings):
+    def __init__(self, *, size: Count = 10_000, spread: Positive = 0.05, **settings):
         super().__init__(**settings)
-        self.samples, self.spread = samples, spread
+        self.size, self.spread = size, spread
 
     def load(self) -> tuple[Split, Split]:
-        draw, count = keyed.generator(0, "gaussians25"), self.samples + max(self.samples // 4, 1)
+        draw, count = keyed.generator(0, "gaussians25"), self.size + max(self.size // 4, 1)
         y = torch.from_numpy(draw.integers(len(CENTRES), size=count))
         noise = torch.from_numpy(draw.standard_normal((count, 2)).astype(np.float32))
         x = CENTRES[y] + self.spread * noise
-        self.mean, self.std = x[: self.samples].mean(0), x[: self.samples].std(0)
+        self.mean, self.std = x[: self.size].mean(0), x[: self.size].std(0)
         self.fingerprint = fingerprint(x, y)
         rows = torch.arange(count)
         whole = Split(x, y)
-        return whole.select(rows[: self.samples]), whole.select(rows[self.samples :])
+        return whole.select(rows[: self.size]), whole.select(rows[self.size :])
 
     def judge(self, samples: Tensor) -> dict[str, float]:
         far, nearest = torch.cdist(samples.double(), CENTRES.to(samples).double()).min(1)

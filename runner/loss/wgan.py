@@ -11,6 +11,7 @@ from runner.core.batch import Batch, Output
 from runner.core.precision import wide
 from runner.core.schema import Count, NonNegative, Positive
 from runner.loss import Loss
+from runner.optim import given
 
 
 class WGAN(Loss):
@@ -53,7 +54,7 @@ class WGAN(Loss):
         layers = [part for pair in zip(widths, widths[1:]) for part in (nn.Linear(*pair), nn.ReLU())]
         self.critic = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         self.turns = {"critic": critic_turns, "model": 1}
-        self.clip, self.penalty, self.penalised = clip, penalty, penalty > 0
+        self.clip, self.penalty = clip, penalty
 
     def draw(self, batch: Batch, draw: Draw) -> Batch:
         z = draw.normal("wgan z", batch.x[0].numel()).to(batch.x)
@@ -69,7 +70,7 @@ class WGAN(Loss):
             return Output(out.logits, out.features, {"fake": self.judged(out.logits)})
         fake, real = out.logits.detach(), batch.x.flatten(1)
         more = {"fake": self.judged(fake), "real": self.judged(real)}
-        if self.penalised:
+        if given(self.penalty):
             mixed = batch.more["mix"] * real + (1 - batch.more["mix"]) * fake
             slope = torch.func.grad(lambda u: self.judged(u).sum())(wide(mixed))
             more["steep"] = slope.norm(dim=-1)

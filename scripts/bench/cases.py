@@ -85,7 +85,10 @@ class MadeUp(Dataset):
             parts = [(split, torch.Generator().manual_seed(seed)) for seed, split in enumerate((train, test))]
             size = self.places
             train, test = (
-                Split(x.base % (self.vocabulary or 256), torch.randint(self.classes, (len(x), *size), generator=draw))
+                Split(
+                    x.base % self.vocabulary if self.vocabulary else x.base,
+                    torch.randint(self.classes, (len(x), *size), generator=draw),
+                )
                 for x, draw in parts
             )
         if self.vocabulary is not None:

@@ -91,8 +91,8 @@ def test_every_key_of_every_option_refuses_a_wrong_type_and_a_wrong_name(group, 
     choice = [f"{group}={option}"] + (["model.name=resnet18"] if option == "timm" else [])
     choice += ["dataset.id=a/b"] if option == "hf" else []
     config = compose(*choice)
-    node = config[group][option] if group in ("augment", "hook", "logger") else config[group]
-    where = f"{group}.{option}" if group in ("augment", "hook", "logger") else group
+    node = config[group][option] if group in ("transform", "augment", "hook", "logger") else config[group]
+    where = f"{group}.{option}" if group in ("transform", "augment", "hook", "logger") else group
     with pytest.raises(ConfigError, match=f"no key '{where}.qqq'"):
         compose(*choice, f"+{where}.qqq=1")
     for key, value in node.items():
@@ -101,7 +101,7 @@ def test_every_key_of_every_option_refuses_a_wrong_type_and_a_wrong_name(group, 
         nested = isinstance(value, dict) or value is None and key == "args"
         bad = 5 if nested else SINGLE_BAD.get(type(value), {"a": 1})  # null may be anything but a mapping
         wrong = copy.deepcopy(config)
-        (wrong[group][option] if group in ("augment", "hook", "logger") else wrong[group])[key] = bad
+        (wrong[group][option] if group in ("transform", "augment", "hook", "logger") else wrong[group])[key] = bad
         with pytest.raises(ConfigError, match=f"{where}.{key}"):
             check_all(wrong)
 

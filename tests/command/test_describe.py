@@ -15,7 +15,7 @@ def test_every_option_is_described(group):
         text = describe(f"{group}={option}", [conf_dir()], width=1000)
         assert f"  {title(path)}" in text
         for key, value in node(path)[0].items():
-            where = f"{group}.{option}" if group in ("augment", "hook", "logger") else group
+            where = f"{group}.{option}" if group in ("transform", "augment", "hook", "logger") else group
             assert key == "_target_" or f"\n{where}.{key}=" in text, (option, key)
             if isinstance(value, float):
                 assert f"{where}.{key}={value}   " in text or f"{where}.{key}={value}\n" in text, (option, key)

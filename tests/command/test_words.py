@@ -29,7 +29,9 @@ def said(capsys, tmp_path, monkeypatch):
     return command
 
 
-@pytest.mark.parametrize("group", [group for group in GROUPS if group not in ("augment", "hook", "logger")])
+@pytest.mark.parametrize(
+    "group", [group for group in GROUPS if group not in ("transform", "augment", "hook", "logger")]
+)
 def test_a_group_of_one_takes_one_option(group, said):
     for words in ([f"{group}=[a,b]"], [f"{group}=[a]"], [f"{group}=[]"], ["-m", f"{group}=[a,b],c"]):
         assert f"-m {group}=a,b" in said(*words)

@@ -285,6 +285,7 @@ TIMES = {"begin", "delay", "epoch", "first", "lag", "memory", "milestones", "min
 TIMES |= {"warmup", "decay", "t_alpha", "end"}  # the names of settings that decide when something begins to act
 # The others that are numbers; who adds a setting says here that it is none of the former, or writes a row above
 PLAIN = {
+    "critic_turns", "spread", "attention_heads", "levels",
     "neighbours", "out", "per_class", "strength", "width", "every", "groups", "initial", "rank",
     "L", "M", "a", "alpha", "b", "before", "beta", "beta1", "beta2", "betas", "bits", "blocks", "budget",
     "buffer", "calibration", "candidates", "chunk", "clean", "client_dropout", "clients", "climb_lr",

@@ -30,6 +30,8 @@ OTHERS = {"runner/augment/__init__.py", "runner/dataset/__init__.py", "runner/da
 OTHERS |= {
     "runner/dataset/multi_digits.py",
     "runner/dataset/multi_mnist.py",
+    "runner/dataset/gaussians25.py",
+    "runner/dataset/digit_masks.py",
     "runner/dataset/loader.py",
     "runner/engine/assemble.py",
     "runner/engine/trial.py",

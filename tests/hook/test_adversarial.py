@@ -155,7 +155,8 @@ RANGES = {
     "colored_mnist": (0, 255),
     "hf dataset.id=owner/name": (0, 255),
     **dict.fromkeys(["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "imagenet"], (0, 255)),
-    **dict.fromkeys(["breast_cancer", "wine", "diabetes"], None),
+    "digit_masks": (0, 16),
+    **dict.fromkeys(["breast_cancer", "wine", "diabetes", "gaussians25", "tinyshakespeare"], None),
 }
 MOVES = {"fgsm": "epsilon", "pgd": "epsilon", "smooth_adversarial": "epsilon"}  # every hook that moves inputs
 

@@ -16,7 +16,7 @@ from tests.test_compose import assert_resumed_equals_whole
 from tests.tiny import command, trainer
 
 WORDS = ["loss=wgan", "model=mlp_generator", "model.hidden=[8]", "loss.hidden=[8]", "optim=adam"]
-POINTS = [*WORDS, "dataset=gaussians25", "dataset.samples=64", "dataset.val=0", "train.batch_size=16"]
+POINTS = [*WORDS, "dataset=gaussians25", "dataset.size=64", "dataset.val=0", "train.batch_size=16"]
 
 
 def made(turn: str, **settings) -> tuple[WGAN, Batch, Output, torch.Tensor]:
@@ -104,7 +104,7 @@ def test_the_energy_distance_is_that_of_normals_and_zero_in_the_mean_of_equals()
 
 
 def test_points_are_around_their_centres_and_judged_by_them():
-    data = Gaussians25(samples=5000, val=0.0)
+    data = Gaussians25(size=5000, val=0.0)
     data.prepare()
     x, y = data.train.x, data.train.y
     assert x.shape == (5000, 2) and len(data.test) == 1250 and y.bincount(minlength=25).min() > 140
@@ -114,7 +114,7 @@ def test_points_are_around_their_centres_and_judged_by_them():
     assert judged["modes"] == 25 and judged["good"] == pytest.approx(1 - math.exp(-4.5), abs=0.01)
     some = torch.tensor([[0.0, 0.14], [0.0, 0.16], [2.0, 2.0], [1.0, 1.0]])
     assert data.judge(some) == {"good": 0.5, "modes": 2.0}
-    other = Gaussians25(samples=5000, val=0.0, seed=3)
+    other = Gaussians25(size=5000, val=0.0, seed=3)
     other.prepare()
     assert torch.equal(other.train.x, x)
 

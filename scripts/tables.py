@@ -4,10 +4,13 @@ import sys
 from pathlib import Path
 
 from runner.command.listing import GROUPS, conf_dir, options, title
-from scripts import packing
+from scripts import packing, seams
+
+SEAMS = "## What the engine speaks of, under every condition"
 
 
-def readme(conf: Path) -> str:
+def readme(conf: Path, tried: list[str]) -> str:
+    """tried : as of `scripts.seams.table`."""
     lines = [
         "# Options",
         "",
@@ -20,6 +23,7 @@ def readme(conf: Path) -> str:
             what, _, source = title(path).partition(" -- ")
             lines.append(f"| `{name}` | {what} | {source} |")
     lines += ["", "## What is not trained side by side", "", *alone(conf)]
+    lines += ["", SEAMS, "", "Tried: what works with each, and the line that refuses what does not.", "", *tried]
     return "\n".join(lines) + "\n"
 
 
@@ -40,7 +44,7 @@ def alone(conf: Path) -> list[str]:
 
 def main() -> int:
     path = conf_dir() / "README.md"
-    path.write_text(readme(conf_dir()), encoding="utf-8")
+    path.write_text(readme(conf_dir(), seams.table()), encoding="utf-8")
     print(f"wrote {path}")
     return 0
 

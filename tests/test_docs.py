@@ -1,17 +1,38 @@
 """What the documents say of the code is true."""
 
+import itertools
 import re
+
+import pytest
 
 from runner.command.listing import GROUPS, conf_dir, options, title
 from runner.sharpness.asam import ASAM
-from scripts import packing
-from scripts.tables import alone, readme
+from scripts import packing, seams
+from scripts.tables import SEAMS, alone, readme
 from tests.conftest import ROOT
 
 
 def test_conf_readme_is_fresh():
-    path = conf_dir() / "README.md"
-    assert path.read_text(encoding="utf-8") == readme(conf_dir()), "stale: run `make docs`"
+    text = (conf_dir() / "README.md").read_text(encoding="utf-8")
+    assert text == readme(conf_dir(), tried(text)), "stale: run `make docs`"
+
+
+def tried(text: str) -> list[str]:
+    """The lines about seams and conditions."""
+    return text.partition(SEAMS)[2].strip().splitlines()[2:]
+
+
+@pytest.mark.parametrize("seam", seams.SEAMS)
+def test_every_seam_does_under_every_condition_what_is_written(seam):
+    lines = tried((conf_dir() / "README.md").read_text(encoding="utf-8"))
+    start = next(place for place, line in enumerate(lines) if line.startswith(f"- {seam}: "))
+    own = [lines[start], *itertools.takewhile(lambda line: line.startswith("  "), lines[start + 1 :])]
+    assert own == seams.row(seam), "stale: run `make docs`"
+
+
+def test_no_seam_is_left_out():
+    lines = tried((conf_dir() / "README.md").read_text(encoding="utf-8"))
+    assert [line.split(": ")[0] for line in lines if line[0] == "-"] == [f"- {seam}" for seam in seams.SEAMS]
 
 
 def test_what_is_not_trained_side_by_side_is_listed(monkeypatch):

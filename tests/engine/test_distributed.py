@@ -75,6 +75,60 @@ def test_two_processes_equal_one(shared, one, tmp_path):
     assert x["train_loss"] == pytest.approx(y["train_loss"], rel=1e-3)
 
 
+HOLES = ["dataset._target_=tests.engine.test_places.Tokens", "+dataset.holes=true", "+dataset.samples=45"]
+HOLES += ["model=gpt", "model.width=8", "model.depth=1", "model.attention_heads=2"]
+LOOKS = [f"~optim.{key}" for key in ("momentum", "weight_decay", "dampening", "nesterov")]
+LOOKS += ["optim._target_=tests.engine.test_distributed.Parabola"]
+
+
+@pytest.mark.parametrize(
+    ("shared", "one"),
+    [
+        ([*HOLES, "train.accumulate=2", "optim=muon", "groups=no_decay"], ["train.accumulate=1"]),  # ragged targets
+        (["dataset=gaussians25", "dataset.size=45", "model=mlp_generator", "loss=wgan_gp", "optim=adam"], []),
+        (["loss=diffusion", "model=mlp_time", "model.width=16", "gradient=forward"], []),
+        (["model.hidden=[16]", "transform=magnitude", "transform.magnitude.every=1", *LOOKS], []),
+    ],
+    ids=["places", "players", "draws and gradient", "maps and looks"],
+)
+def test_two_processes_equal_one_whatever_a_step_is(shared, one, tmp_path):
+    words = ["dataset.subset=45", "dataset.val=0", "train.batch_size=10", "train.epochs=1", "device=cpu", *shared]
+    for name in ("two", "one"):
+        (tmp_path / name).mkdir()
+    two = torchrun(*words, cwd=tmp_path / "two", port=free_port())
+    assert two.returncode == 0, two.stderr
+    alone = command(*words, *one, cwd=tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    a, b = (checkpoint.load(folder(tmp_path / name) / "last.pt") for name in ("two", "one"))
+    for part in ("model", "loss"):
+        for key, value in a[part].items():
+            torch.testing.assert_close(value, b[part][key], rtol=1e-3, atol=1e-4)
+    x, y = (json.loads((folder(tmp_path / name) / "result.json").read_text())["last"] for name in ("two", "one"))
+    for key in (key for key in x if key.startswith("test_")):
+        assert x[key] == pytest.approx(y[key], rel=1e-2, abs=1e-4), key
+
+
+class Parabola(torch.optim.Optimizer):
+    """To the minimum along the gradient, where the value there is smaller."""
+
+    flat = looks = True
+
+    def __init__(self, params, lr: float = 1.0):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            loss = closure()
+        (w,) = self.param_groups[0]["params"]
+        (bent,) = closure.hvp([w.grad])
+        far = self.param_groups[0]["lr"] * (w.grad @ w.grad / (w.grad @ bent).clamp(min=1e-3)).clamp(max=1.0)
+        w.sub_(far * w.grad)
+        if closure.value() > loss:
+            w.add_(far * w.grad / 2)
+        return loss
+
+
 def test_per_device_perturbation_is_exact_where_the_batches_divide(tmp_path):
     words = [*SMALL, "optim=sam", "sharpness.m=16", "train.drop_last=true"]
     for name in ("two", "one"):

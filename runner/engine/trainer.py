@@ -90,9 +90,7 @@ class Trainer:
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # e.g. running statistics
         self.norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
-        self.guesses = (
-            dataset.task == "classes" and loss.predicts and not dataset.places
-        )  # whether right ones are counted
+        self.guesses = dataset.task == "classes" and loss.predicts and not dataset.places  # right ones are counted
         self.count = 0  # updates so far; a step skipped for overflow counts, as its data are used up
         self.loss_sum = torch.zeros((), device=device)  # over this epoch's samples, as the next two
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -315,8 +313,7 @@ class Trainer:
 
     @torch.no_grad()
     def predict(self, split: Split, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The logits of the model, or of another one, as the hooks present it, on a whole split in its order, in fp32,
-        and the targets."""
+        """Logits of the model, or another, as hooks present it, in fp32, on a split in its order, and the targets."""
         average(self.model.buffers())
         with self.hooks.weights(self):
             return self.predict_as_is(split, model)
@@ -338,9 +335,8 @@ class Trainer:
 
     def whole(self, batch: Batch) -> float | Tensor:
         """The same of the step's whole batch, of which this is a process's share."""
-        if isinstance(own := self.units(batch), int):
-            return batch.total or own
-        return distributed.sum_(own.double())
+        own = self.units(batch)
+        return batch.total or own if isinstance(own, int) else distributed.sum_(own.double())
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
         """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""
@@ -386,8 +382,8 @@ class Trainer:
         state.restore(self, saved)
 
     def save(self) -> None:
-        """`last.pt`: the whole state, and `shown` where hooks have evaluation see other weights; before it the best
-        weights. All processes take part, the first writes."""
+        """The best weights, then `last.pt`: the whole state, and `shown` where hooks have evaluation see other weights.
+        All processes take part, the first writes."""
         self.look()
         self.tick()
         average(self.model.buffers())

@@ -25,6 +25,7 @@ from runner.core.blame import HERE, blame, own_frame, source
 from runner.core.mistake import ConfigError
 from runner.core.precision import Overflow, Precision
 from runner.dataset import Dataset
+from runner.engine.closure import Asked
 from runner.engine.diagnose import NonFinite
 from runner.federated import Federated
 from runner.hook import Hook, Hooks
@@ -386,17 +387,10 @@ class _Ascent(Sharpness):
 def _watch_optimizer(trainer) -> None:
     optimizer, step = trainer.optimizer, trainer.optimizer.step
 
-    def watched(closure):
-        called = 0
-
-        def counted():
-            nonlocal called
-            called += 1
-            return closure()
-
+    def watched(closure: Asked):
         with guard("optim", optimizer, "fails in step(closure)"):
-            found = step(counted)
-        if not called:
+            found = step(closure)
+        if closure.begin is None:
             raise ConfigError(f"optim: {named(optimizer)}.step must call the closure, which makes the gradient")
         return found
 

@@ -32,6 +32,7 @@ def shown(tmp_path, monkeypatch):
     text = (ROOT / "DESIGN.md").read_text()
     for name in ("cauchy", "two_points"):
         own = text.partition(f"import torch  # {name}.py")[2].partition("```")[0]
+        assert 0 < len([line for line in own.splitlines() if line.strip()]) <= 20
         (tmp_path / f"{name}.py").write_text(f"import torch{own}")
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()

@@ -152,7 +152,7 @@ def test_the_hand_written_loop_does_the_same_work():
 
 @pytest.mark.usefixtures("here")
 def test_optim():
-    check(optim.measure(cases={TINY: 2}, rounds=(1, 1)), rows=5)
+    check(optim.measure(cases={TINY: 2}, rounds=(1, 1)), rows=8)
 
 
 def test_rows():

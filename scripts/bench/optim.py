@@ -1,16 +1,21 @@
-"""Steps with groups, with Muon, with looks at the loss, and without backpropagation, over plain ones."""
+"""Steps with groups, Muon, looks at the loss, without backpropagation, in turn and of views, over plain ones."""
 
 import torch
+from torch import Tensor, nn
 
+from runner.core.batch import Batch, Output
+from runner.loss.ce import CrossEntropy
 from runner.optim import loss_of, with_gradients
 from scripts.bench import compare
 from scripts.bench.cases import LENET, MLP, RESNET, Steps
 
-TITLE = "What groups, Muon, looks and forward gradients cost"
+TITLE = "What other ways to make a step cost"
 ABOUT = """\
 Steps of SGD with momentum and decay, and the same with groups=no_decay (two slices instead of one), with optim=muon,
 with an optimizer that also asks for the loss after its step (value), one that asks for a product of the Hessian with
-its gradient (hvp), and with gradient=forward. The ratio is the time of the step over that of plain SGD."""
+its gradient (hvp), with gradient=forward, with a loss that has a second player of one linear layer and of which model
+and player step in turn (turns), or both at once (together), and with loss=ntxent, which encodes two views of every
+sample and projects them (views). The ratio is the time of the step over that of plain SGD."""
 PACKAGES = ()
 CASES = {MLP: 40, LENET: 5, RESNET: 1}  # steps in a measurement
 
@@ -40,6 +45,22 @@ class Curved(Looking):
     what = "hvp"
 
 
+class Together(CrossEntropy):
+    """Cross-entropy, and a judge of the features that is trained with it."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.judge = nn.Linear(features, 1)
+
+    def forward(self, out: Output, batch: Batch) -> Tensor:
+        own = self.judge(out.features.detach()).squeeze(-1).square()
+        return own if self.turn == "judge" else super().forward(out, batch) + (0.0 if self.turns else own)
+
+
+class Turns(Together):
+    turns = {"judge": 1, "model": 1}  # noqa: RUF012 (only read)
+
+
 def own(kind: str) -> tuple[str, ...]:
     keys = ("momentum", "weight_decay", "dampening", "nesterov")
     return f"optim._target_=scripts.bench.optim.{kind}", *(f"~optim.{key}" for key in keys)
@@ -51,6 +72,9 @@ ARMS = {
     "value": own("Looking"),
     "hvp": own("Curved"),
     "forward": ("gradient=forward",),
+    "turns": ("loss._target_=scripts.bench.optim.Turns", "~loss.label_smoothing"),
+    "together": ("loss._target_=scripts.bench.optim.Together", "~loss.label_smoothing"),
+    "views": ("loss=ntxent",),
 }
 MOST = {"two groups": 1.2, "muon": 1.5, "hvp": 4.0}
 

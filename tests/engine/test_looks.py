@@ -127,6 +127,16 @@ def test_the_design_s_gradient_is_the_slope_along_its_direction(shown):
     assert (exact.weights.grad @ v).item() == pytest.approx(slope.item(), rel=1e-3)
 
 
+def test_lbfgs_moves_statistics_once_a_step_and_descends():
+    words = ["dataset.subset=40", "train.batch_size=36", "model=resnet20", "model.depth=8", *FEW]
+    words += ["optim._target_=torch.optim.LBFGS", "optim.lr=0.1", "train.channels_last=false"]
+    run = trainer(*words, "dataset.val=0", "+optim.max_iter=5")
+    batch = next(iter(run.loader.epoch(0)))
+    losses = [run.step(batch).item() for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    assert {int(b) for name, b in run.model.named_buffers() if name.endswith("num_batches_tracked")} == {3}
+
+
 def test_an_overflow_of_the_product_skips_the_step():
     run, closure = asked(*SMALL, "train.precision=fp16")
     run.precision.scale.value = 2.0**127

@@ -80,7 +80,7 @@ def test_domain_follows():
 def test_context():
     dataset = prepared([0, 0, 0, 1, 1, 2], val=0.0)
     expected = {"shape": (1,), "bounds": None, "classes": 3, "samples": 6, "class_counts": [3, 2, 1], "bag": 1}
-    assert dataset.context == expected | {"heads": None}
+    assert dataset.context == expected | {"heads": None, "vocabulary": None}
     regression = Numbers([0.5, 1.5, 2.5], val=0.0)
     regression.prepare()
     assert regression.context["class_counts"] is None

@@ -88,6 +88,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
         context = dataset.context
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]
     model = build(config["model"], "model", **context)
+    places.ids(config, dataset, model)
     images_last = channels_last(train, model, device)
     sampler = build(config["sampler"], "sampler")
     with as_config_error(f"sampler={config['choices']['sampler']}"):
@@ -160,7 +161,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     parts.together(config, loss, model, dataset)
     example = loader.like_training(example)
     risk = build(config["risk"], "risk", **context).to(device)
-    places.refuse(config, dataset, loss, risk)
+    places.refuse(config, dataset, out, loss, risk)
     trial.value(model, loss, risk, out, example, dataset)
     groups = build(config["groups"], "groups")
     with as_config_error("model"):

@@ -66,6 +66,8 @@ class WGAN(Loss):
 
     def ask(self, net, batch: Batch) -> Output:
         out = net(batch.more["z"].view_as(batch.x))
+        if out.logits.shape[-1] != batch.more["z"].shape[-1]:
+            raise ValueError("wgan wants as many outputs as an input has numbers, as model=mlp_generator has")
         if self.turn == "model":
             return Output(out.logits, out.features, {"fake": self.judged(out.logits)})
         fake, real = out.logits.detach(), batch.x.flatten(1)

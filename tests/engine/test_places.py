@@ -324,7 +324,8 @@ def test_every_option_trains_on_places_or_is_one_line(group, option):
         ),
         (["dataset=digit_masks", "dataset.imbalance=10", *UNET], "dataset.imbalance goes by one class id"),
         (["dataset=digits", *GPT], "gpt needs ids"),
-        ([*[w for w in TEXT if "model" not in w], "model=mlp"], "model|loss"),
+        ([*[w for w in TEXT if "model" not in w], "model=mlp"], "has ids, and model=mlp takes numbers; .* model=gpt"),
+        (["dataset=digit_masks", "model=mlp"], "has 16 x 16 targets a sample, and the logits of model=mlp are"),
         (
             [*HOLES, "federated=fedavg", "federated.partition=dirichlet", "federated.clients=2", "federated.minimum=2"],
             "partition=dirichlet",

@@ -9,6 +9,7 @@ import torch
 
 from runner.augment import Draw
 from runner.core.batch import Batch, Output
+from runner.core.mistake import ConfigError
 from runner.dataset.gaussians25 import CENTRES, Gaussians25
 from runner.loss.wgan import WGAN, energy
 from tests.engine.test_replicas import assert_pack_equals_alone
@@ -131,6 +132,11 @@ def test_it_measures_the_same_at_any_time_and_writes_samples(tmp_path):
     result = json.loads(next(tmp_path.rglob("result.json")).read_text())
     assert {"test_energy", "test_good", "test_modes"} <= result["last"].keys()
     assert result["best_test"]["test_energy"] == result["last"]["test_energy"]  # the smallest of one
+
+
+def test_a_model_of_another_size_is_one_line():
+    with pytest.raises(ConfigError, match="as many outputs as an input has numbers, as model=mlp_generator has"):
+        trainer("loss=wgan", "dataset=gaussians25", "model=mlp")
 
 
 def test_noise_is_the_samples_own():

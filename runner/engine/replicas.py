@@ -167,7 +167,7 @@ class Replicas(Trainer):
             raise Unpackable(f"{type(modules[0]).__name__} differs between the runs")
         first = modules[0]
         for name, value in vars(first).items():
-            if name.startswith("_") or name in ("training", "masks"):
+            if name.startswith("_") or name in ("training", "masks", "turn"):  # the last two are set before a step
                 continue
             others = [vars(module).get(name) for module in modules]
             if all(other is value for other in others):

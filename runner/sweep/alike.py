@@ -15,8 +15,10 @@ SHOWN = 3
 
 
 def default_metric(known: set[str]) -> str:
-    """What a table shows unless told otherwise: accuracy, the mean absolute error of a regression, or what there is."""
-    wanted = ["test_accuracy", "test_mae", *sorted(key for key in known if key.startswith("test_"))]
+    """What a table shows unless told otherwise: the mean IoU of pixels, the NLL of tokens, accuracy, the mean absolute
+    error of a regression, or what there is."""
+    places = ["test_miou", *(["test_nll"] if "test_perplexity" in known else [])]
+    wanted = [*places, "test_accuracy", "test_mae", *sorted(key for key in known if key.startswith("test_"))]
     return next((key for key in wanted if key in known), "test_accuracy")
 
 

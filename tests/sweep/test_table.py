@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from runner.sweep.alike import default_metric
 from runner.sweep.table import main, table
 
 
@@ -289,3 +290,9 @@ def test_runs_of_before_a_group_have_its_plain_option(make):
     (now / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
     made = table([even, now, make(0, 0.5)], by=["sampler"])
     assert {row.keys["sampler"]: row.seeds for row in made.rows} == {"balanced": [0], "shuffle": [0, 1]}
+
+
+def test_of_places_a_table_shows_what_chooses_the_best_epoch():
+    assert default_metric({"test_accuracy", "test_nll", "test_ece"}) == "test_accuracy"
+    assert default_metric({"test_accuracy", "test_nll", "test_perplexity"}) == "test_nll"
+    assert default_metric({"test_accuracy", "test_nll", "test_miou", "test_dice"}) == "test_miou"

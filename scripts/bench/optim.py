@@ -71,7 +71,7 @@ ARMS = {
     "muon": ("optim=muon",),
     "value": own("Looking"),
     "hvp": own("Curved"),
-    "forward": ("gradient=forward", "optim.lr=1e-7"),  # its variance is that of 100,000 weights
+    "forward": ("gradient=forward", "optim.lr=1e-4"),  # its variance is that of 100,000 weights
     "turns": ("loss._target_=scripts.bench.optim.Turns", "~loss.label_smoothing"),
     "together": ("loss._target_=scripts.bench.optim.Together", "~loss.label_smoothing"),
     "views": ("loss=ntxent",),

@@ -14,8 +14,10 @@ from runner.risk import Risk
 
 def ids(config: dict, data: Dataset, model: nn.Module) -> None:
     """Raise ConfigError where inputs are ids and this is one of the program's models for numbers."""
-    own = kinds("model")
-    if data.vocabulary is None or type(model) not in own.values() or takes(type(model), ["vocabulary"], "__init__"):
+    if data.vocabulary is None:
+        return
+    own = kinds("model")  # which imports all of them
+    if type(model) not in own.values() or takes(type(model), ["vocabulary"], "__init__"):
         return
     choices, others = config["choices"], [name for name, kind in own.items() if takes(kind, ["vocabulary"], "__init__")]
     raise ConfigError(

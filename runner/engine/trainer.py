@@ -335,8 +335,9 @@ class Trainer:
 
     def whole(self, batch: Batch) -> float | Tensor:
         """The same of the step's whole batch, of which this is a process's share."""
-        own = self.units(batch)
-        return batch.total or own if isinstance(own, int) else distributed.sum_(own.double())
+        if isinstance(own := self.units(batch), int):
+            return batch.total or own
+        return distributed.sum_(batch.more["valid"].flatten(batch.lead).sum(-1).double()).clamp(min=1)  # some has none
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
         """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""

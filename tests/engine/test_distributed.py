@@ -85,11 +85,12 @@ LOOKS += ["optim._target_=tests.engine.test_distributed.Parabola"]
     ("shared", "one"),
     [
         ([*HOLES, "train.accumulate=2", "optim=muon", "groups=no_decay"], ["train.accumulate=1"]),  # ragged targets
+        ([*HOLES, "+dataset.sparse=true", "train.batch_size=6", "optim=sgd", "optim.lr=0.5"], []),  # of a process, none
         (["dataset=gaussians25", "dataset.size=45", "model=mlp_generator", "loss=wgan_gp", "optim=adam"], []),
         (["loss=diffusion", "model=mlp_time", "model.width=16", "gradient=forward"], []),
         (["model.hidden=[16]", "transform=magnitude", "transform.magnitude.every=1", *LOOKS], []),
     ],
-    ids=["places", "players", "draws and gradient", "maps and looks"],
+    ids=["places", "no targets", "players", "draws and gradient", "maps and looks"],
 )
 def test_two_processes_equal_one_whatever_a_step_is(shared, one, tmp_path):
     words = ["dataset.subset=45", "dataset.val=0", "train.batch_size=10", "train.epochs=1", "device=cpu", *shared]

@@ -25,13 +25,14 @@ from tests.tiny import command, trainer
 
 
 class Tokens(Dataset):
-    """Random blocks of six ids of five; with `holes` about a third of the targets does not count."""
+    """Random blocks of six ids of five; with `holes` about a third of the targets does not count, with `sparse`
+    none of most samples."""
 
     first = "nll"
 
-    def __init__(self, *, holes: bool = False, samples: int = 40, per: str = "target", **settings):
+    def __init__(self, *, holes: bool = False, sparse: bool = False, samples: int = 40, per="target", **settings):
         super().__init__(**settings)
-        self.holes, self.samples, self.per = holes, samples, per
+        self.holes, self.sparse, self.samples, self.per = holes, sparse, samples, per
 
     def load(self):
         self.classes = self.vocabulary = 5
@@ -45,6 +46,8 @@ class Tokens(Dataset):
             if self.holes:
                 y = y.masked_fill(torch.rand(y.shape, generator=draw) < 0.35, IGNORE)
                 y[3] = IGNORE  # a sample of which nothing counts
+            if self.sparse:
+                y[torch.rand(count, generator=draw) < 0.7] = IGNORE
             domain = torch.arange(count) % 2
             found.append(Split(ids[:, :-1].int(), y, domain))
         return tuple(found)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -117,13 +118,12 @@ class Closure:
 
     def backward(self, loss: Tensor, add: bool, create_graph: bool) -> Sequence[Tensor | None]:
         weights = self.run.weights
-        wanted = weights.parameters
-        if weights.idle:  # which nothing is asked of
-            wanted = [parameter for parameter, active in zip(wanted, weights.active, strict=True) if active]
+        active = weights.active if weights.idle else None  # of the others nothing is asked
+        wanted = weights.parameters if active is None else list(compress(weights.parameters, active))
         parts = torch.autograd.grad(loss, wanted, self.run.ones, create_graph=create_graph, allow_unused=True)
-        if weights.idle:
+        if active is not None:
             found = iter(parts)
-            parts = [next(found) if active else None for active in weights.active]
+            parts = [next(found) if steps else None for steps in active]
         weights.set_grad(parts, add=add)
         return parts
 

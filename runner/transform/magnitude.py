@@ -11,7 +11,7 @@ from runner.core.schema import Count, Fraction
 from runner.hook import Hook
 from runner.quantization import opening
 from runner.transform import Transform
-from runner.transform.maps import layers, put
+from runner.transform.maps import effective, layers, put
 
 
 class Masked(nn.Module):
@@ -102,22 +102,13 @@ class Magnitude(Transform, Hook):
         found = [(layer, place, change) for layer in run.model.modules() for place, change in masks(layer)]
         if share is not None:
             for layer, place, change in found:
-                change.mask.copy_(largest(before(layer, place), share))
+                change.mask.copy_(largest(effective(layer, place).detach(), share))
         zeros, every = (sum(counts) for counts in zip(*((int((~c.mask).sum()), c.mask.numel()) for *_, c in found)))
         run.report = {**run.report, "sparsity": zeros / every}
 
 
 def masks(layer: nn.Module) -> list[tuple[int, Masked]]:
     return [(place, change) for place, change in enumerate(getattr(layer, "maps", ())) if isinstance(change, Masked)]
-
-
-@torch.no_grad()
-def before(layer: nn.Module, place: int) -> Tensor:
-    """The layer's weight as its map at this place gets it."""
-    weight = layer.weight
-    for change in layer.maps[:place]:
-        weight = change(weight)
-    return weight
 
 
 def largest(weight: Tensor, share: float) -> Tensor:

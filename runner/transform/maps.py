@@ -48,10 +48,10 @@ class MappedSame(MappedConv2d, Same):
 MAPPED = {nn.Linear: MappedLinear, nn.Conv2d: MappedConv2d, Same: MappedSame}
 
 
-def effective(layer: nn.Module) -> Tensor:
-    """The weight that the layer computes with."""
+def effective(layer: nn.Module, count: int | None = None) -> Tensor:
+    """The weight that the layer computes with, or what its first `count` maps make."""
     weight = layer.weight
-    for change in getattr(layer, "maps", ()):
+    for change in list(getattr(layer, "maps", ()))[:count]:
         weight = change(weight)
     return weight
 

@@ -77,7 +77,18 @@ def test_quantizers_see_the_effective_weight_and_deploy_it(quantization, tmp_pat
     assert all(0.45 < mask.float().mean() < 0.55 for mask in zeros.values())
     for layer in named.values():
         if isinstance(layer, Quantized):
-            assert torch.equal(layer.codes().decode(), layer.quantize_w.codes(effective(layer)).decode())
+            by_hand = layer.weight.detach() * layer.maps[0].mask
+            assert torch.equal(layer.codes().decode(), layer.quantize_w.codes(by_hand).decode())
+    x = next(iter(run.loader.epoch(0))).x
+    run.model.eval()
+    before = run.model(x).logits
+    with torch.no_grad():  # what is pruned may be anything
+        for name, pruned in zeros.items():
+            named[name].weight[pruned] = 3.0
+        assert torch.equal(run.model(x).logits, before)
+        named["head"].weight[~zeros["head"]] *= -1.0
+        assert not torch.equal(run.model(x).logits, before)
+    run.model.train()
     if quantization in ("lsq", "ptq", "adaround", "adaquant"):  # grids that have a zero
         from runner.command.config import Train
         from runner.engine.assemble import Elsewhere, assemble, prepare  # the run's own transform

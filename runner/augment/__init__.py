@@ -47,9 +47,19 @@ class Augment:
     ----------
     mixes : whether it mixes samples, and so their targets: a loss that wants several views of a sample has one of each
         alone. Default False.
+    views : those that it acts on, of "x", the inputs, and those that the loss wants (`runner.loss.Loss.views`).
+        Default null: all.
     """
 
     mixes: bool = False
+    views: list[str] | None = None
+
+    def __init__(self, views: list[str] | None = None):
+        self.views = views
+
+    def acts(self, view: str) -> bool:
+        """Whether it acts on this view."""
+        return self.views is None or view in self.views
 
     def pixels(self, x: Tensor, draw: Draw) -> Tensor:
         """Raw inputs (B, C, H, W), uint8 or float, before normalisation: geometry."""

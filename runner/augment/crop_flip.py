@@ -17,6 +17,7 @@ class CropFlip(Augment):
     ----------
     padding : pixels on every side. Default 4; 0: flips only.
     flip : whether to flip. Default True.
+    views : those that it acts on. Default null: all.
     shape, bounds : of an input and its range, from the data set.
 
     Raises
@@ -29,10 +30,12 @@ class CropFlip(Augment):
         self,
         padding: Natural = 4,
         flip: bool = True,
+        views: list[str] | None = None,
         *,
         shape: tuple[int, ...] | None = None,
         bounds: tuple[float, float] | None = None,
     ):
+        super().__init__(views)
         of_images(shape)
         self.padding, self.flip, self.black = padding, flip, 0 if bounds is None else bounds[0]
 

@@ -19,6 +19,7 @@ class Cutout(Augment):
     ----------
     size : side of the square, in pixels: rows y - size // 2 to y - size // 2 + size - 1 about the centre y. Default 16,
         the paper's for CIFAR-10.
+    views : those that it acts on. Default null: all.
     shape : of an input, from the data set.
 
     Raises
@@ -27,7 +28,8 @@ class Cutout(Augment):
         Inputs that are no images, or a square that covers the whole image wherever its centre is.
     """
 
-    def __init__(self, size: Count = 16, *, shape: tuple[int, ...] | None = None):
+    def __init__(self, size: Count = 16, views: list[str] | None = None, *, shape: tuple[int, ...] | None = None):
+        super().__init__(views)
         of_images(shape)
         self.size = size
         if shape is not None and all(side <= min(size // 2 + 1, size - size // 2) for side in shape[1:]):

@@ -27,6 +27,7 @@ class SimCLR(Augment):
     ----------
     scale : the smallest share of the area. Default 0.08. ratio : widest over high, at most; high over wide too.
         Default 4/3. flip : default True. strength : of the colours. Default 0.5, the paper's for CIFAR-10; 0: none.
+    views : those that it acts on. Default null: all.
     shape, bounds : of an input and its range, from the data set.
 
     Raises
@@ -40,10 +41,12 @@ class SimCLR(Augment):
         ratio: Positive = 4 / 3,
         flip: bool = True,
         strength: NonNegative = 0.5,
+        views: list[str] | None = None,
         *,
         shape: tuple[int, ...] | None = None,
         bounds: tuple[float, float] | None = None,
     ):
+        super().__init__(views)
         of_images(shape)
         if bounds is None:
             raise ValueError("it moves colours within their range, and this data set declares none")

@@ -177,8 +177,8 @@ class Loader:
             batch = replace(batch, **own).put(**about)
         seen = {name: replace(batch, x=self._pixels(x, draw.of(name))) for name in self.views}
         for augment in self.batch_augments:
-            batch = augment.batch(batch, draw)
-            seen = {name: augment.batch(view, draw.of(name)) for name, view in seen.items()}
+            batch = augment.batch(batch, draw) if augment.acts("x") else batch
+            seen |= {name: augment.batch(seen[name], draw.of(name)) for name in self.views if augment.acts(name)}
         return self._told(batch.put(**{name: view.x for name, view in seen.items()}) if seen else batch, draw)
 
     def _valid(self, batch: Batch) -> Batch:
@@ -202,7 +202,8 @@ class Loader:
 
     def _pixels(self, x: Tensor, draw: Draw | None) -> Tensor:
         for augment in self.pixel_augments:
-            x = augment.pixels(x, draw)
+            if augment.acts(draw.view or "x"):
+                x = augment.pixels(x, draw)
         return self._normalise(x)
 
     def _normalise(self, x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from runner.core import distributed
 from runner.core.batch import Batch, Output, Pass
 from runner.core.precision import Overflow
 from runner.core.weights import column
+from runner.engine import diagnose
 from runner.risk import attended, units
 
 if TYPE_CHECKING:
@@ -200,3 +201,30 @@ class Asked:
         if run.precision.scale is not None and not torch.isfinite(product).all():
             raise Overflow
         return weights.cut(product) if flat else [view for _, view in weights.views(product)]
+
+
+@contextmanager
+def wholly(run: "Trainer", batch: Batch) -> Iterator[None]:
+    """A step that is made wholly or not at all: an Overflow passes on, and weights and statistics are as before it.
+
+    Raises NonFinite where no loss scale would help.
+    """
+    scale = run.precision.scale
+    if scale is None:
+        yield
+        return
+    kept = [buffer.clone() for buffer in run.model.buffers()]
+    start = run.weights.clone() if run.several else None
+    try:
+        yield
+    except Overflow:  # the weights are back at w and no memory was touched; nor may the statistics be
+        for buffer, value in zip(run.model.buffers(), kept, strict=True):
+            buffer.copy_(value)
+        if start is not None:  # it may have moved them before it asked for the gradient that overflowed
+            run.weights.copy_(start)
+        run.unnoted = []
+        scale.overflow()
+        if scale.value < 1:
+            raise diagnose.NonFinite(diagnose.explain(run, batch)) from None
+        raise
+    scale.good()

@@ -62,6 +62,10 @@ def together(config: dict, loss: Loss, model: torch.nn.Module, dataset: Dataset)
     for option in (option for option, kind in hooks.items() if getattr(kind, "predictions", False)):
         if not loss.predicts:
             raise ConfigError(f"hook={option} goes by predictions, and {name} makes none")
+    for option, node in config["augment"].items():
+        asked, there = node.get("views"), ["x", *loss.views]
+        if asked is not None and (not asked or set(asked) - set(there)):
+            raise ConfigError(f"augment.{option}.views={asked}: {name} has the views {' and '.join(there)}")
     if loss.views and getattr(dataset.train.base, "random_crop", False):
         raise ConfigError(
             f"{name} wants several views, and streamed images are cropped once: set dataset.random_crop=false"

@@ -19,7 +19,7 @@ from runner.core.weights import Weights
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
 from runner.engine import diagnose, evaluation, state
-from runner.engine.closure import Asked, Closure
+from runner.engine.closure import Asked, Closure, wholly
 from runner.hook import Hooks
 from runner.loss import Loss
 from runner.optim import add_
@@ -120,24 +120,12 @@ class Trainer:
         batch = self.hooks.batch(self, batch)
         self.set_lr()
         asked = Asked(self, batch)
-        scale = self.precision.scale
-        kept = [buffer.clone() for buffer in self.model.buffers()] if scale else []
-        start = self.weights.clone() if scale and self.several else None
         try:
-            self.optimizer.step(asked)
-        except Overflow:  # the weights are back at w and no memory was touched; nor may the statistics be
-            for buffer, value in zip(self.model.buffers(), kept, strict=True):
-                buffer.copy_(value)
-            if start is not None:  # it may have moved them before it asked for the gradient that overflowed
-                self.weights.copy_(start)
-            self.unnoted = []
-            scale.overflow()
-            if scale.value < 1:
-                raise diagnose.NonFinite(diagnose.explain(self, batch)) from None
+            with wholly(self, batch):
+                self.optimizer.step(asked)
+        except Overflow:
             self.count += 1
             return None
-        if scale:
-            scale.good()
         self.note()
         self.hooks.step(self)
         self.count += 1

@@ -34,10 +34,17 @@ def identity(config: dict) -> str:
         from runner.record import origin  # not above: a config without one needs no torch
 
         core["checkpoint"] = origin.digest(where)
+    if "augment" in core:  # as runs were called before augmentations had the key
+        core["augment"] = {name: _without(node, views=None) for name, node in core["augment"].items()}
     core["train"] = {key: value for key, value in config["train"].items() if key not in APART_TRAIN}
     if core["train"].get("channels_last") == "auto":
         core["train"]["channels_last"] = False  # as such runs were called before there was `auto`
     return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _without(node: dict, **plain) -> dict:
+    """A node less the keys that came later and that say what was so before."""
+    return {key: value for key, value in node.items() if key not in plain or value != plain[key]}
 
 
 def folder(config: dict) -> Path:

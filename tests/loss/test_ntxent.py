@@ -18,10 +18,11 @@ from runner.engine.replicas import Replicas
 from runner.loss.ntxent import NTXent
 from runner.loss.projection import knn_accuracy
 from runner.model import Classifier
+from runner.record.identity import identity
 from tests.dataset.test_loader import AUGMENTS, noise  # noqa: F401 (a fixture)
 from tests.engine.test_replicas import assert_pack_equals_alone
 from tests.test_compose import assert_resumed_equals_whole
-from tests.tiny import trainer
+from tests.tiny import compose, trainer
 
 WORDS = ["loss=ntxent", "augment=[simclr]", "augment.simclr.flip=false"]
 SMALL = [*WORDS, "dataset.subset=60", "dataset.val=0", "train.batch_size=12", "model.hidden=[16]", "loss.out=8"]
@@ -61,6 +62,34 @@ def test_a_view_is_the_augmentations_with_its_own_numbers(noise):  # noqa: F811
     x = loader._normalise(CropFlip(2).pixels(noise.train.x[batch.index], draw))
     expected = Cutout(3).batch(Batch(x, batch.y, batch.index), draw).x
     assert torch.equal(batch.more["x2"], expected)
+
+
+def test_an_augmentation_acts_on_the_views_that_it_is_for(noise):  # noqa: F811
+    loader = Loader(noise, "cpu", 8, 0, [CropFlip(2, views=["x2"]), Cutout(3, views=["x"])])
+    loader.views = ("x2", "other")
+    batch = next(loader.epoch(3))
+    draw, raw = Draw(0, 3, 0, batch.index), loader._normalise(noise.train.x[batch.index])
+    assert torch.equal(batch.more["other"], raw)
+    assert torch.equal(
+        batch.more["x2"], loader._normalise(CropFlip(2).pixels(noise.train.x[batch.index], draw.of("x2")))
+    )
+    assert torch.equal(batch.x, Cutout(3).batch(Batch(raw, batch.y, batch.index), draw).x)
+
+
+@pytest.mark.parametrize("on, words", [("[x3]", "views x and x2"), ("[]", "views x and x2")])
+def test_views_that_the_loss_does_not_have_are_refused(on, words):
+    with pytest.raises(ConfigError, match=words):
+        trainer(*SMALL, f"augment.simclr.views={on}")
+    with pytest.raises(ConfigError, match="loss=ce has the views x$"):
+        trainer("augment=[cutout]", "augment.cutout.size=2", "augment.cutout.views=[x2]")
+
+
+def test_a_run_is_called_as_before_where_augmentations_are_for_all_views():
+    plain = compose(*SMALL)
+    assert plain["augment"]["simclr"]["views"] is None
+    before = plain | {"augment": {"simclr": {k: v for k, v in plain["augment"]["simclr"].items() if k != "views"}}}
+    other = compose(*SMALL, "augment.simclr.views=[x2]")
+    assert identity(plain) == identity(before) != identity(other)
 
 
 def test_all_views_are_encoded_in_one_pass():

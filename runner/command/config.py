@@ -29,6 +29,7 @@ class Train:
     deterministic : the same run twice gives the same bits on one device (slower on a GPU).
     workers : loader processes for streamed data sets. eval_batch_size : samples per evaluation batch and device.
     eval_every : epochs between evaluations; the last epoch is always evaluated.
+    test : whether the test split is measured; a trial of a search needs no such measures, and is to know none.
     save_minutes : minutes between saves within an epoch; the end of every epoch saves too.
     """
 
@@ -45,6 +46,7 @@ class Train:
     workers: Natural = 4
     eval_batch_size: Count = 1000
     eval_every: Count = 1
+    test: bool = True
     save_minutes: Positive = 10.0
 
 

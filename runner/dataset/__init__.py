@@ -133,7 +133,7 @@ class Dataset:
     bounds : lowest and highest value that any raw input can have, such as (0, 255) for 8-bit pixels; None, the default,
         where there is no such range for all of them, as in a table. What moves inputs goes by it.
     names : of the classes, where known
-    train, val, test : splits; `val` is None where nothing is held out
+    train, val, test : splits; `val` is None where nothing is held out, and `test` where a run is not to measure it
     mean, std : float32 (C,) or (D,), in the units of the raw inputs
     record : plain facts about what was done
     notices : lines that a run says before its first step: what about these data may surprise
@@ -152,7 +152,7 @@ class Dataset:
     names: list[str] | None = None
     train: Split
     val: Split | None
-    test: Split
+    test: Split | None
     mean: Tensor
     std: Tensor
     fingerprint: str | None = None  # of the data as loaded; never None once prepared

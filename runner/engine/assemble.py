@@ -84,6 +84,8 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
     dataset = build(config["dataset"], "dataset", seed=config["seed"], **sources(config))
     with as_config_error("dataset"), trial.theirs("dataset", dataset, "fails in prepare"):
         dataset.prepare()
+    if not train.test:
+        dataset.test = None
     with trial.theirs("dataset", dataset, "has not all that super().prepare() sets"):
         context = dataset.context
     augments = [build(node, f"augment.{name}", **context) for name, node in config["augment"].items()]

@@ -46,11 +46,11 @@ class Final:
 def final(trainer: Trainer) -> dict[str, Final]:
     """Of the weights at the last step as the hooks present them, `last`, and of those in best_val.pt, `best_val`.
 
-    Empty where the targets are not classes or the loss predicts none; without `best_val` where nothing is held out for
-    validation. The weights are as before. To be called by all processes of a run.
+    Empty where the targets are not classes, the loss predicts none, or test is not measured; without `best_val` where
+    nothing is held out for validation. The weights are as before. To be called by all processes of a run.
     """
     data = trainer.dataset
-    if not trainer.guesses:
+    if not trainer.guesses or data.test is None:
         return {}
     splits = [split for split in (data.test, data.val) if split is not None]
     found = {"last": of([trainer.predict(split) for split in splits], data.class_counts, trainer.loss)}

@@ -33,7 +33,7 @@ def heading(config: dict, overrides: list[str], trainer: Trainer, federated, pla
     data, sizes = trainer.dataset, []
     for name in ("train", "val", "test"):
         split = getattr(data, name)
-        sizes.append(f"{len(split) if split else 0:,} {name}")
+        sizes.append("test not measured" if name == "test" and split is None else f"{len(split or ()):,} {name}")
     lines = [
         f"run     {output.near(place)}",
         f"options {chosen} {lists}".rstrip(),
@@ -126,7 +126,7 @@ def _bins(last: Final) -> dict | None:
     return {name: None if part is None else part.tolist() for name, part in kept.items()}
 
 
-SUMMARY = [f"test_{key}" for key in ("accuracy", "miou", "exact", "map", "nll", "perplexity", "ece", "mae", "rmse")]
+SUMMARY = ("accuracy", "miou", "exact", "map", "nll", "perplexity", "ece", "mae", "rmse")
 
 
 def summary(result: dict) -> str:
@@ -138,14 +138,16 @@ def summary(result: dict) -> str:
         ("best_test", "best epoch on test (not for reporting)"),
     ):
         if line := result.get(key):
-            test = {name: value for name, value in line.items() if name.startswith("test_") and value is not None}
-            own = [name for name in test if name in SUMMARY] or test  # of a loss that has measures of its own, all
-            values = "  ".join(f"{name} {shown(name, test[name])}" for name in own)
+            of = "test_" if any(name.startswith("test_") for name in line) else "val_"  # where test is not measured
+            there = {name: value for name, value in line.items() if name.startswith(of) and value is not None}
+            own = [name for name in there if name.removeprefix(of) in SUMMARY] or there  # a loss's own measures: all
+            values = "  ".join(f"{name} {shown(name, there[name])}" for name in own)
             lines.append(f"{label:<39} epoch {line['epoch']:>3}  {values}")
     if found := result.get("quantization"):
         names = ("full", "fake", "deployed", "onnx")
-        accuracy = {name: (found.get(name) or {}).get("test_accuracy") for name in names}
+        of = "val" if result["last"] and "test_accuracy" not in result["last"] else "test"
+        accuracy = {name: (found.get(name) or {}).get(f"{of}_accuracy") for name in names}
         values = "  ".join(f"{name} {100 * value:.2f} %" for name, value in accuracy.items() if value is not None)
         size = f"{found['bytes']:,} bytes, {found['bytes_full']:,} in full precision"
-        lines.append(f"{'quantized, on test':<39} {values}  {size}")
+        lines.append(f"{f'quantized, on {of}':<39} {values}  {size}")
     return "\n".join(lines)

@@ -17,6 +17,21 @@ LATER = {
     "gradient": ("backprop", {"_target_": "runner.gradient.Gradient"}),
 }
 
+# Keys that came later, of `train` and of every augmentation, with the value that says what was so before
+LATER_KEYS = {"train": {"test": True}, "augment": {"views": None}}
+
+
+def earlier(config: dict) -> dict:
+    """The config less the keys of LATER_KEYS where they say what was so before there were any."""
+
+    def without(node: dict, plain: dict) -> dict:
+        return {key: value for key, value in node.items() if key not in plain or value != plain[key]}
+
+    found = config | {"train": without(config.get("train", {}), LATER_KEYS["train"])}
+    if "augment" in config:
+        found["augment"] = {name: without(node, LATER_KEYS["augment"]) for name, node in config["augment"].items()}
+    return found
+
 
 def apart(config: dict) -> set[str]:
     """The keys of this config that are no part of what it computes, and those that a config of earlier had not and
@@ -29,22 +44,16 @@ def identity(config: dict) -> str:
 
     Of `checkpoint` the weights count, wherever they lie. Raises ConfigError where there are none.
     """
+    config = earlier(config)
     core = {key: value for key, value in config.items() if key not in apart(config) and key != "checkpoint"}
     if where := config.get("checkpoint"):
         from runner.record import origin  # not above: a config without one needs no torch
 
         core["checkpoint"] = origin.digest(where)
-    if "augment" in core:  # as runs were called before augmentations had the key
-        core["augment"] = {name: _without(node, views=None) for name, node in core["augment"].items()}
     core["train"] = {key: value for key, value in config["train"].items() if key not in APART_TRAIN}
     if core["train"].get("channels_last") == "auto":
         core["train"]["channels_last"] = False  # as such runs were called before there was `auto`
     return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _without(node: dict, **plain) -> dict:
-    """A node less the keys that came later and that say what was so before."""
-    return {key: value for key, value in node.items() if key not in plain or value != plain[key]}
 
 
 def folder(config: dict) -> Path:

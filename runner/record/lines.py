@@ -13,10 +13,11 @@ def row(line: dict, epochs: int, unit: str) -> str:
     for name in ("train", "val", "test") if line["step"] else ("val", "test"):
         if f"{name}_accuracy" in line:
             parts.append(f"{name} {100 * line[f'{name}_accuracy']:.2f} %")
-    for key in ("test_miou", "test_map", "test_nll", "test_perplexity", "test_ece", "test_mae", "test_rmse"):
-        if line.get(key) is not None:
-            parts.append(f"{key[5:]} {line[key]:.4f}")
-    if not {"test_nll", "test_mae"} & line.keys():  # a loss with measures of its own
+    of = "test" if any(key.startswith("test_") for key in line) else "val"  # where test is not measured
+    for key in ("miou", "map", "nll", "perplexity", "ece", "mae", "rmse"):
+        if line.get(f"{of}_{key}") is not None:
+            parts.append(f"{key} {line[f'{of}_{key}']:.4f}")
+    if not {f"{of}_nll", f"{of}_mae"} & line.keys():  # a loss with measures of its own
         parts += [f"{key} {shown(key, line[key])}" for key in line if key.startswith(("val_", "test_"))]
     if "client_accuracy_worst" in line:
         parts.append(f"worst client {100 * line['client_accuracy_worst']:.2f} %")

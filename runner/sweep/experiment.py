@@ -27,14 +27,16 @@ conf/experiment/<paper>/<table>.yaml, or the same under the user's --config-dir:
         paper:
           test: {value: 68.40}
     baseline: ERM              # a row; the others are compared with it, paired by seed
+    tune: {...}                # how the rows are tuned that have no `tuned`: see `runner.sweep.tuning`
     name: pezeshki2021_table1  # the folder under outputs_dir; this, <paper>_<table>, is the default
     tuning: one line on the search of all arms together
     sources: [where a number or a part of the recipe comes from, ...]
     assumed: [what the paper does not say and was chosen here, ...]
     notes: [anything else, ...]
 
-Only `seeds`, `columns` and `rows` (with `tuned` in each) must be there. The first comment is the table's title. Later
-overrides win: recipe, column, row, command line. Where no row has a number of a paper, a row is one line of the table.
+Only `seeds`, `columns` and `rows` (with `tuned` in each, or `tune`) must be there. The first comment is the table's
+title. Later overrides win: recipe, column, row, what was found, command line. Where no row has a number of a paper, a
+row is one line of the table.
 
 Printed numbers are in the unit of the table: per cent for accuracies and ECE (an error rate of 2.7 % is an accuracy of
 97.3), else as they are. `kind` says what the printed ± is: sd (standard deviation over n restarts), se (standard error)
@@ -47,7 +49,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -65,6 +68,8 @@ from runner.sweep.comparison import Comparison, apart
 from runner.sweep.ends import anew, stale, warn
 from runner.sweep.paper import load
 from runner.sweep.report import draw, save
+from runner.sweep.space import words as as_words
+from runner.sweep.tuning import Tuning, search
 
 
 def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> int:
@@ -85,8 +90,17 @@ def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> i
         print(f"# {plan.title}: the first of {counted(len(plan.asked))}, {plan.asked[0]}")
         print(yaml.safe_dump(_typed(plan.asked[0].config), sort_keys=False, allow_unicode=True), end="")
         return 0
+    print(plan.title, flush=True)
+    if plan.tuning is not None:
+        try:
+            if status := tuned(plan, nothing if planning.wanted else run or pooled):
+                return 0 if planning.wanted else status
+        except ConfigError as error:
+            print(f"runner: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return 130
     if planning.wanted:
-        print(plan.title)
         planning.show(plan.asked)
         return 0
     before = sum(map(done, plan.asked))
@@ -95,7 +109,7 @@ def main(argv: list[str], folders: list[Path], run: Callable | None = None) -> i
     except ConfigError as error:
         print(f"runner: {error}", file=sys.stderr)
         return 2
-    print(f"{plan.title}\n{len(plan.asked)} runs in {plan.place}, {before} of them done before", flush=True)
+    print(f"{len(plan.asked)} runs in {plan.place}, {before} of them done before", flush=True)
     for row, seeds in plan.done_before().items():
         print(f"  {row}: seeds {','.join(map(str, seeds)) or 'none'} done before", flush=True)
     try:
@@ -112,6 +126,25 @@ def _typed(config: dict) -> dict:
     return {key: value for key, value in config.items() if key != "choices"}
 
 
+def tuned(plan: "Plan", run: Callable) -> int:
+    """Tune the rows, and give each what was found for it. Returns the exit status; 0: the table can be made."""
+    place = plan.place.with_name(plan.tuning_name) / ".sweeps" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    if status := search(plan.tuning, run, place):
+        print(f"then, with what is found, the table's {counted(len(plan.asked))}")
+        return status
+    plan.settle({row: as_words(plan.tuning.best(row).settings) for row in plan.tuning.trials})
+    for row in plan.tuning.trials:
+        plan.experiment.rows[row].tuned = plan.tuning.told(row)
+    plan.experiment.tuning = "; ".join([plan.tuning.header, *filter(None, [plan.experiment.tuning])])
+    return 0
+
+
+def nothing(cells: list[Cell], settings: Sweep, place: Path) -> dict:
+    """In place of what trains, where a plan is asked for: what would be run now."""
+    planning.show(cells)
+    return {}
+
+
 def carry_out(plan: "Plan", run: Callable | None) -> int:
     """Run what was asked for and is not done; then the table. Returns the exit status."""
     states = {}
@@ -123,6 +156,8 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
     made = Comparison(plan)
     print(f"\n{made.text()}{plan.rest()}", end="", flush=True)
     save(made, plan.place, plan.stem)
+    if plan.tuning is not None:
+        plan.tuning.save(plan.place / f"{plan.stem}-tuning.csv")
     draw(made, plan.place / f"{plan.stem}.{plan.format}", "\n".join([plan.title, *plan.departs]))
     print(f"\nsaved as {plan.place / plan.stem}.md, .tex, .csv, .{plan.format}", flush=True)
     why = getattr(states, "why", {})
@@ -210,9 +245,22 @@ class Plan:
         self.folders = folders
         path, self.experiment = load(self.name, folders)
         self.title = f"{title(path) or self.name} ({self.name})"
+        self.cell = composer(folders)
+        self.chosen = choose(seeds[-1], self.experiment.seeds) if seeds else self.experiment.seeds
+        self.settle(None if self.experiment.tune else {})
+        self.tuning = None
+        if self.experiment.tune:
+            for word in self.typed:
+                if any(key_of(word) in space for space in self.experiment.spaces.values()):
+                    raise ConfigError(f"{word}: tuning chooses it; take it out of the file's space, or leave it out")
+            self.tuning_name = f"{self.place.name}_tuning"
+            self.tuning = Tuning(self.experiment.tune, self.experiment.spaces, self.trial)
+
+    def settle(self, won: dict[str, list[str]] | None) -> None:
+        """Compose the cells, with what tuning found for each row; None: it is still to come."""
+        self.won = won
         self.cells = self.compose(self.typed, self.experiment.seeds)
         refuse_idle((cell.config, self.typed) for cells in self.cells.values() for cell in cells.values())
-        self.chosen = choose(seeds[-1], self.experiment.seeds) if seeds else self.experiment.seeds
         several = len({tuple(column.overrides) for column in self.experiment.columns.values()}) > 1
         for (row, column), cells in self.cells.items():
             for cell in cells.values():
@@ -231,33 +279,56 @@ class Plan:
 
     def compose(self, typed: list[str], seeds: list[int]) -> dict[tuple[str, str], dict[int, Cell]]:
         """The cells, with the overrides `typed` after all others."""
+        made, cells, found, whose = self.experiment, {}, {}, {}
+        for row in made.rows:
+            for column, measured in made.columns.items():
+                words = self.words(row, measured.overrides, (self.won or {}).get(row, []), typed)
+                with self.explained(row, words):
+                    if tuple(words) not in found:  # columns without overrides of their own are of the same runs
+                        found[tuple(words)] = {seed: self.cell([*words, f"seed={seed}"]) for seed in seeds}
+                    cells[row, column] = found[tuple(words)]
+                    first = cells[row, column][seeds[0]]
+                    needs = made.select == "val" or measured.metric.startswith("val") or made.tune is not None
+                    if needs and not first.config["dataset"].get("val", True):
+                        what = "tuning" if made.tune is not None else f"column '{column}'"
+                        raise ConfigError(f"{what} needs a validation split, and dataset.val is 0")
+                    if self.won is not None and (other := whose.setdefault(first.folder, row)) != row:
+                        raise ConfigError(f"with these overrides its runs are those of row '{other}'")
+        return cells
+
+    def trial(self, row: str, settings: dict, seed: int) -> list[Cell]:
+        """The runs of a trial of tuning, one for each different set of overrides of the columns."""
+        found = []
+        for overrides in dict.fromkeys(tuple(column.overrides) for column in self.experiment.columns.values()):
+            own = [*self.typed, "train.test=false", f"name={self.tuning_name}"]
+            words = self.words(row, list(overrides), as_words(settings), own)
+            with self.explained(row, words):
+                found.append(self.cell([*words, f"seed={seed}"]))
+                found[-1].row = " ".join([f"{row},", *as_words(settings), *overrides])
+        return found
+
+    def words(self, row: str, column: list[str], found: list[str], typed: list[str]) -> list[str]:
+        """All overrides of a row's runs; of two for one key, the later."""
+        made = self.experiment
+        words = [*made.recipe, *column, *made.rows[row].overrides, *found, f"name={made.name}", *typed]
+        return spelled({key_of(word): word for word in words}.values(), self.folders, sweep=False)
+
+    @contextmanager
+    def explained(self, row: str, words: list[str]) -> Iterator[None]:
+        """What cannot be composed becomes one line that says in which row. Raises ConfigError."""
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
         from runner.command.errors import explain
 
-        made, cells, found, whose, compose = self.experiment, {}, {}, {}, composer(self.folders)
-        for row, arm in made.rows.items():
-            for column, measured in made.columns.items():
-                words = [*made.recipe, *measured.overrides, *arm.overrides, f"name={made.name}", *typed]
-                words = {key_of(word): word for word in words}.values()  # of two for one key, the later
-                words = spelled(words, self.folders, sweep=False)
-                try:
-                    for word in words:
-                        if compose.parse(word).is_sweep_override():
-                            raise ConfigError(f"'{word}' is several values: what varies is said by the file's rows")
-                    if tuple(words) not in found:  # columns without overrides of their own are of the same runs
-                        found[tuple(words)] = {seed: compose([*words, f"seed={seed}"]) for seed in seeds}
-                    cells[row, column] = found[tuple(words)]
-                    first = cells[row, column][seeds[0]]
-                    if "val" in (made.select, measured.metric[:3]) and not first.config["dataset"].get("val", True):
-                        raise ConfigError(f"column '{column}' needs a validation split, and dataset.val is 0")
-                    if (other := whose.setdefault(first.folder, row)) != row:
-                        raise ConfigError(f"with these overrides its runs are those of row '{other}'")
-                except (ConfigError, HydraException, OmegaConfBaseException) as error:
-                    said = str(error) if isinstance(error, ConfigError) else explain(error, words, self.folders)
-                    raise ConfigError(f"{self.name}, row '{row}': {said}") from error
-        return cells
+        try:
+            for word in words:
+                if self.cell.parse(word).is_sweep_override():
+                    raise ConfigError(f"'{word}' is several values: what varies is said by the file's rows")
+            yield
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            said = str(error) if isinstance(error, ConfigError) else explain(error, words, self.folders)
+            raise ConfigError(f"{self.name}, row '{row}': {said}") from error
 
     @property
     def departs(self) -> list[str]:

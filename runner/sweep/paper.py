@@ -11,6 +11,8 @@ from runner.core.mistake import ConfigError, suggest
 from runner.core.schema import Count, Natural, NonNegative
 from runner.sweep.cells import key_of
 from runner.sweep.rows import shown
+from runner.sweep.space import Tune
+from runner.sweep.space import checked as checked_spaces
 from runner.sweep.statistics import quantile
 
 
@@ -48,10 +50,11 @@ class Column:
 
 @dataclass
 class Arm:
-    """A row: its overrides, what search found them, and what the paper prints, by column."""
+    """A row: its overrides, what search found them, or what it is to be searched for in, and what the paper prints."""
 
-    tuned: str
+    tuned: str = ""
     overrides: list[str] = field(default_factory=list)
+    space: dict = field(default_factory=dict)
     paper: dict = field(default_factory=dict)
 
 
@@ -66,6 +69,7 @@ class Experiment:
     select: Literal["last", "val", "test"] = "last"
     baseline: str | None = None
     name: str | None = None
+    tune: dict | None = None  # once checked: a Tune
     tuning: str | None = None
     sources: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
@@ -116,6 +120,13 @@ def checked(node: dict, name: str) -> Experiment:
         where = f"experiment.rows.{row}"
         check(value, where, Arm)
         made.rows[row] = arm = Arm(**value)
+        if made.tune is None and (arm.space or not arm.tuned):
+            raise ConfigError(
+                f"{where}: it says by `tuned` what search its settings got, or the file has `tune`"
+                + (", which `space` is for" if arm.space else "")
+            )
+        if arm.space and arm.tuned:
+            raise ConfigError(f"{where}: `tuned` leaves it out of the search that `space` is for: one of them")
         for column, printed in arm.paper.items():
             if column not in made.columns:
                 raise ConfigError(f"{where}.paper: no column '{column}'.{suggest(column, made.columns)}")
@@ -129,6 +140,16 @@ def checked(node: dict, name: str) -> Experiment:
     for word in (word for part in (made, *made.columns.values(), *made.rows.values()) for word in overrides(part)):
         if key_of(word) in ("seed", "name", "experiment") or key_of(word).startswith("hydra"):
             raise ConfigError(f"'{word}' is no override for a recipe: seeds and name have keys of their own")
+    if made.tune is not None:
+        check(made.tune, "experiment.tune", Tune)
+        made.tune = Tune(**made.tune)
+        if not made.tune.metric.startswith("val_") or made.tune.metric not in (known := metrics()):
+            raise ConfigError(
+                f"experiment.tune.metric={made.tune.metric}: settings are chosen by a measure of the validation split."
+                + suggest(made.tune.metric, [name for name in known if name.startswith("val_")])
+            )
+        rows = {row: None if arm.tuned else arm.space for row, arm in made.rows.items()}
+        made.spaces = checked_spaces(made.tune, made.seeds, rows)
     made.name = made.name or name.replace("/", "_")
     return made
 

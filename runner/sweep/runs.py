@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.record.files import finished, history, read_config, read_json, read_yaml
-from runner.record.identity import APART_TRAIN, LATER, apart
+from runner.record.identity import APART_TRAIN, LATER, apart, earlier
 from runner.record.provenance import mixed, remarks
 from runner.sweep.cells import key_of
 
@@ -46,6 +46,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def settings(config: dict) -> dict[str, Any]:
     """What a run computes apart from its seed, as dotted keys. A group counts by its option's name, first."""
+    config = earlier(config)
     left_out = apart(config)
     kept = {key: value for key, value in config.items() if key not in left_out and key not in ("seed", "train")}
     if kept.get("checkpoint") is None:  # runs of before there was one are the same

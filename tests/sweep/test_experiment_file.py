@@ -138,7 +138,10 @@ def test_torchrun_is_refused(call, monkeypatch):
         (lambda node: node.update(recipe=["optim.lr=0.1,0.2"]), "'optim.lr=0.1,0.2' is several values"),
         (lambda node: node.update(name="a/b"), "name=a/b"),
         (row("CE", tuned=None), "tuned=null: must be a string"),
-        (lambda node: node["rows"].update(CE={}), "experiment.rows.CE.tuned is missing"),
+        (
+            lambda node: node["rows"].update(CE={}),
+            "experiment.rows.CE: it says by `tuned` what search its settings got",
+        ),
         (row("CE", overides=[]), "Did you mean 'experiment.rows.CE.overrides'?"),
         (row("CE", overrides=["loss=c"]), "row 'CE': no loss named 'c'."),
         (row("focal", overrides=["loss=ce"]), "row 'focal': with these overrides its runs are those of row 'CE'"),

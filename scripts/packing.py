@@ -4,10 +4,11 @@ import logging
 from functools import lru_cache
 
 import torch
+from omegaconf import OmegaConf
 
 from runner.command import build
 from runner.command.config import LISTS, Train, check_all
-from runner.command.listing import conf_dir
+from runner.command.listing import conf_dir, options
 from runner.core import distributed
 from runner.engine.assemble import Elsewhere, assemble, prepare
 from runner.engine.packable import refuse
@@ -26,7 +27,9 @@ NEEDS = {
     "timm": ["model.name=test_resnet"],
     "resnet20": ["model.depth=8"],
     "wrn_16_8": ["model.depth=10", "model.widen=1"],
-    "wrn_28_10": ["model.depth=10", "model.widen=1"],
+    "vgg16_bn": ["model.depth=11"],
+    "preact_resnet18": ["model.blocks=1"],
+    "resnet18": ["model.depth=18"],
     "mlp": ["model.hidden=[16]"],
     "mlp_reference": ["model.hidden=[16]"],
     "dorefa": ["quantization.ends=same"],  # a small model may have no layer between the first and the last
@@ -52,6 +55,7 @@ SHAPE = [3, 16, 16]
 DATA = {  # of models that are not for images with one label
     "gpt": {"shape": [6], "places": [6], "vocabulary": 4},
     "unet": {"places": SHAPE[1:]},
+    "vgg16_bn": {"shape": [3, 32, 32]},
 }
 CLASSES = {"ensloss": 2, "anyloss": 2}  # of losses that are not defined for four
 
@@ -64,6 +68,20 @@ def _composer():
 def compose(words: list[str]) -> dict:
     """The checked config of these words, from what earlier calls composed."""
     return _composer()(words).config
+
+
+HEAVY = ("resnet18", "preact_resnet18", "vgg16_bn")  # of layers that smaller models have too; not tried
+
+
+def forms(group: str) -> list[str]:
+    """The options of a group; of models that are one class in several sizes, the first with a small form."""
+    found = options(group, [conf_dir()])
+    if group != "model":
+        return list(found)
+    kinds = {}
+    for name in sorted(found, key=lambda name: (name not in NEEDS, name)):
+        kinds.setdefault(OmegaConf.load(found[name])["_target_"], name)
+    return [name for name in found if name in kinds.values()]
 
 
 def words(group: str, option: str) -> list[str]:

@@ -37,7 +37,8 @@ def alone(conf: Path) -> list[str]:
         "options above, two runs of each having been tried:",
         "",
     ]
-    found = {(group, name): packing.why_not(group, name) for group in packing.GROUPS for name in options(group, [conf])}
+    tried = [(group, name) for group in packing.GROUPS for name in packing.forms(group) if name not in packing.HEAVY]
+    found = {(group, name): packing.why_not(group, name) for group, name in tried}
     refused = [f"- `{group}={name}`: {reason}" for (group, name), reason in found.items() if reason]
     return [*lines, *(refused or ["- none."])]
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.command.listing import conf_dir, options
 from runner.core.dropout import Dropout
 from runner.engine.replicas import Broken, Replicas, Unpackable
 from runner.hook import Hook
@@ -20,7 +19,7 @@ APART = {  # and why
     ("hook", "smooth_adversarial"): "a hook's loss reads run.",
     ("gradient", "forward"): "Forward makes the gradient of one run",
 }
-EVERY = [(group, option) for group in packing.GROUPS for option in options(group, [conf_dir()])]
+EVERY = [(group, option) for group in packing.GROUPS for option in packing.forms(group) if option not in packing.HEAVY]
 STEPS = 20
 
 

@@ -3,7 +3,9 @@
 from importlib import import_module
 
 import yaml
+from torch import nn
 
+from runner.model import Classifier
 from tests.conftest import ROOT
 
 # those that classify; those whose output is as large as an input, or has places, have tests of their own
@@ -19,3 +21,25 @@ def target(path):
     node = yaml.safe_load(path.read_text())
     module, name = node.pop("_target_").rsplit(".", 1)
     return getattr(import_module(module), name), node
+
+
+class Slim(Classifier):
+    """What a residual network has, in three small convolutions: for tests of what options do together."""
+
+    def __init__(self, shape, classes: int, depth: int = 0):
+        body = nn.Sequential(
+            nn.Conv2d(shape[0], 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
+            Around(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))), nn.ReLU(),
+            nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        super().__init__(body, nn.Linear(8, classes))
+
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)

@@ -16,11 +16,14 @@ from runner.model import Classifier
 from runner.model.cnn import Cnn
 from runner.model.lenet import LeNet
 from runner.model.mlp import Mlp
+from runner.model.preact_resnet import PreActResNet
 from runner.model.resnet import ResNet
+from runner.model.resnet_imagenet import ImageNetResNet
+from runner.model.timm import Timm
 from runner.model.wrn import WideResNet
 from tests.model.made import YAMLS, count, target
 
-OWN = [path for path in YAMLS if path.stem != "timm"]
+OWN = [path for path in YAMLS if target(path)[0] is not Timm]
 
 # small members of every family, for tests that run them
 SMALL = {
@@ -30,6 +33,8 @@ SMALL = {
     "lenet": LeNet,
     "resnet": lambda shape, classes: ResNet(shape, classes, depth=8),
     "wrn": lambda shape, classes: WideResNet(shape, classes, depth=10, widen=2),
+    "imagenet": lambda shape, classes: ImageNetResNet(shape, classes, stem="cifar"),
+    "preact": lambda shape, classes: PreActResNet(shape, classes, blocks=1),
 }
 
 
@@ -52,6 +57,10 @@ def test_output_shapes(path, shape, classes):
         with pytest.raises(ValueError, match="at least 12 x 12 pixels, got 8 x 8"):
             cls(shape, classes, **node)
         return
+    if path.stem == "vgg16_bn" and shape[1] < 32:
+        with pytest.raises(ValueError, match="at least 32 x 32 pixels, got"):
+            cls(shape, classes, **node)
+        return
     with torch.device("meta"):  # shapes without the arithmetic: wrn_28_10 costs nothing
         model = cls(shape, classes, **node)
         out = model(torch.empty(5, *shape))
@@ -62,7 +71,7 @@ def test_output_shapes(path, shape, classes):
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
 def test_tabular_input(path):
     cls, node = target(path)
-    if path.stem.startswith("mlp"):
+    if path.stem.startswith("mlp") or path.stem == "lenet_300_100":
         assert cls((30,), 2, **node)(torch.randn(4, 30)).logits.shape == (4, 2)
         return
     with torch.device("meta"), pytest.raises(ValueError, match=r"needs images \(C, H, W\), got shape \(30,\)") as error:

@@ -26,7 +26,10 @@ def target(path):
 class Slim(Classifier):
     """What a residual network has, in three small convolutions: for tests of what options do together."""
 
-    def __init__(self, shape, classes: int, depth: int = 0):
+    # the keys of the models whose place it takes mean nothing to it
+    def __init__(
+        self, shape, classes, depth=0, stem="", zero_gamma=False, blocks=0, dropout=0.0, widen=0, pad=False, hidden=()
+    ):
         body = nn.Sequential(
             nn.Conv2d(shape[0], 4, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
             Around(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))), nn.ReLU(),

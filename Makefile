@@ -1,12 +1,15 @@
 # make run    set up .venv and train the default        make test   the tests
 # make check  slower: known accuracies on real data     make gpu    what needs a CUDA device
 # make bench  speed, as ratios in one run               make lint   ruff: lint and format
+# make gpu-tables MINUTES=40    papers' tables on a GPU, those first that tell most for a minute
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check gpu bench lint docs
+MINUTES ?= 40
+
+.PHONY: run test check gpu gpu-tables bench lint docs
 
 run: $(VENV)/run.stamp
 	$(BIN)/python -m runner
@@ -20,6 +23,9 @@ check: $(VENV)/test.stamp
 gpu: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python -m scripts.bench.gpu
+
+gpu-tables: $(VENV)/run.stamp
+	$(BIN)/python -m scripts.gpu_tables --minutes $(MINUTES)
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m scripts.bench

@@ -1,11 +1,16 @@
 """The tables of papers that come with runner: as printed, composed, and begun."""
 
+import signal
+import sys
+import time
+
 import pytest
 import yaml
 
 from runner.command.listing import conf_dir
 from runner.sweep import experiment
 from runner.sweep.paper import load
+from scripts import gpu_tables
 from scripts.packing import trainers
 from tests.conftest import ROOT
 
@@ -151,3 +156,15 @@ def begun(words: list[str]) -> None:
     else:
         run.step(next(run.loader.epoch(0)))
     assert not run.weights.data.equal(before)
+
+
+def test_a_gpu_is_given_every_table_and_stops_in_time(tmp_path, capfd, monkeypatch):
+    assert {name for name, _ in gpu_tables.ORDER} == set(PRINTED)
+    assert gpu_tables.main(["--minutes", "0"]) == 1
+    count = len(gpu_tables.commands([]))
+    assert f"{count} of {count} commands are not done; the same command goes on" in capfd.readouterr().out
+    slow = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    begun = time.monotonic()
+    assert gpu_tables.ran(slow, begun + 0.5) == -signal.SIGTERM
+    assert time.monotonic() - begun < 30
+    assert gpu_tables.ran([sys.executable, "-c", ""], begun + 60) == 0

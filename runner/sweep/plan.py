@@ -1,4 +1,7 @@
-"""`--plan`: what a command would run, what of it is there, and the commands of the rest. Nothing is run or written."""
+"""`--plan`: what a command would run, what of it is there, the commands of the rest, and what they would take.
+
+Nothing is written, and nothing trained but the few steps that are timed.
+"""
 
 import shlex
 from collections import Counter
@@ -9,6 +12,7 @@ from pathlib import Path
 from runner.core.output import near
 from runner.sweep.cells import Cell, counted, done, home
 from runner.sweep.ends import stale
+from runner.sweep.estimate import lines
 
 wanted = False  # by the present command
 folders: list[Path] = []  # the user's, for the commands
@@ -44,5 +48,9 @@ def show(cells: list[Cell]) -> None:
         command = shlex.join(["python", "-m", "runner", *own, *cell.overrides])
         command += " --again=changed" if word == "changed" else ""
         print(f"{word:<8} {near(cell.folder)}  {cell}" if word == "done" else f"{word:<8} {command}")
+    if left := [cell for cell, word in zip(cells, states, strict=True) if word != "done"]:
+        print()
+        for line in lines(left, cells):
+            print(line, flush=True)
     if changed:
         print(f"\n{next(iter(changed.values()))}")

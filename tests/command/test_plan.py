@@ -1,12 +1,15 @@
 """`--plan` and `--cfg job`: what would be run, and nothing is."""
 
+import re
+
 import pytest
 import yaml
 
 from runner.__main__ import main
 from runner.command.compose import compose
 from runner.record.identity import folder
-from runner.sweep import plan
+from runner.sweep import cells, estimate, plan
+from runner.sweep.estimate import span, volume
 from tests.command.test_words import said
 
 TINY = ["train.steps=2", "dataset.subset=60", "model.hidden=[4]"]
@@ -85,3 +88,43 @@ def test_the_command_of_a_changed_run_is_one_that_runs_it(planned, capsys):
     assert main([*TINY, "--again=changed"]) == 0
     capsys.readouterr()
     assert planned("--plan", *TINY)[2].startswith("done ")
+
+
+def test_a_plan_says_how_long_the_rest_takes_from_what_was_measured(planned, capsys, tmp_path, monkeypatch):
+    lines = planned("-m", "--plan", *TINY, "seed=0,1", "loss=ce,poly")
+    (head,) = (line for line in lines if line.startswith("estimate on "))
+    assert re.search(r"\(cpu\), \d+ runs? at a time: [\d.]+ m?s, [\d.]+ [KM]iB of [\d.,]+ [GT]iB that are free$", head)
+    kinds = lines[lines.index(head) + 1 :]
+    assert len(kinds) == 2 and "loss=ce, ...: 2 steps of" in kinds[0] and "loss=poly, ...: 2 steps of" in kinds[1]
+    assert all(line.startswith("  2 x ") and line.endswith(", measured") for line in kinds)
+    assert main([*TINY, "loss=poly"]) == 0
+    capsys.readouterr()
+    (kind,) = planned("-m", "--plan", *TINY, "seed=0,1", "loss=poly")[-1:]
+    assert kind.startswith("  1 x ") and kind.endswith(": as 1 run before")
+
+
+def test_what_was_not_measured_is_not_estimated(planned, monkeypatch, tmp_path):
+    monkeypatch.setenv("RUNNER_DATA", str(tmp_path))
+    lines = planned("--plan", "dataset=mnist", f"data_dir={tmp_path}")
+    assert not any(line.startswith("estimate") for line in lines)
+    assert "no estimate: " in lines[-1]
+    assert planned("--plan", "federated=fedavg")[-1].endswith(
+        "no estimate: a federation, and none of its kind has been finished here"
+    )
+
+
+def test_times_and_sizes_as_people_say_them():
+    assert [span(t) for t in (0.0004, 0.463, 1.2, 75, 5400, 100_000, 10**7)] == [
+        *["0.4 ms", "463 ms", "1.2 s", "1.2 min", "1.5 h", "28 h", "116 days"]
+    ]
+    assert [volume(n) for n in (500, 5 << 20, 118 << 30)] == ["0.5 KiB", "5.0 MiB", "118 GiB"]
+
+
+def test_an_estimate_is_of_whole_batches_whatever_part_was_measured(monkeypatch):
+    """A model so large that eight samples of its batch are looked at takes as long a step as one measured whole."""
+    cell = cells.Cell(compose("train.batch_size=64", "train.epochs=2"), [])
+    whole = estimate._measured(cell)
+    monkeypatch.setattr(estimate, "MOST", 1.0)
+    part = estimate._measured(cell)
+    assert "from 8 of its 64 samples" in part.how and "from" not in whole.how
+    assert part.bytes == whole.bytes > 4 * 2 * 9610

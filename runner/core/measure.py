@@ -27,9 +27,11 @@ def measures(
     """The measures of a task over N samples; logits are (N, C) in any dtype, sums are in fp64.
 
     - "classes", y (N,) class ids: `accuracy` in [0, 1] of the largest logit; `balanced_accuracy`, the mean over the
-      classes in y of the accuracy on their samples; `nll`, the mean of -log p_y in nats; `brier`, the mean of
-      sum_k (p_k - [k = y])^2, in [0, 2] (Brier 1950); `ece` and `adaptive_ece`, the expected calibration error in bins
-      of equal width and of equal mass (see `calibration_error`). Two classes have `auroc` too, that of p_1.
+      classes in y of the accuracy on their samples; `macro_f1`, the mean over the classes in y or predicted of
+      2 TP / (2 TP + FP + FN); of more than five classes `top5_accuracy`, y among the five largest logits; `nll`, the
+      mean of -log p_y in nats; `brier`, the mean of sum_k (p_k - [k = y])^2, in [0, 2] (Brier 1950); `ece` and
+      `adaptive_ece`, the expected calibration error in bins of equal width and of equal mass (see
+      `calibration_error`). Two classes have `auroc` too, that of p_1.
     - "multilabel", y (N, C) of 0 and 1: `accuracy`, the share of the N * C labels on the right side of p = 1/2;
       `exact`, the share of samples with all C right; `map`, the mean of `average_precision` over the labels that some
       sample has; `nll`, the mean binary -log p per label, in nats.
@@ -61,7 +63,7 @@ def measures(
 
 def rises(key: str) -> bool:
     """Whether a larger value of the measure of this name is a better one."""
-    return key.endswith(("accuracy", "exact", "map", "auroc", "miou", "dice"))
+    return key.endswith(("accuracy", "exact", "map", "auroc", "miou", "dice", "f1"))
 
 
 def broken(found: dict[str, float | None]) -> list[str]:
@@ -76,11 +78,14 @@ def _measures(logits: Tensor, own: Tensor, y: Tensor, task: str) -> dict[str, fl
         found = {
             "accuracy": right.mean().item(),
             "balanced_accuracy": class_accuracy(right, y, logits.shape[1])[y.unique().cpu()].mean().item(),
+            "macro_f1": macro_f1(confusion(logits, y)),
             "nll": nll.mean().item(),
             "brier": brier.mean().item(),
             "ece": calibration_error(confidence, right),
             "adaptive_ece": calibration_error(confidence, right, equal_mass(confidence)),
         }
+        if logits.shape[1] > 5:
+            found["top5_accuracy"] = (logits.topk(5).indices == y[:, None]).any(1).double().mean().item()
         if logits.shape[1] == 2:
             found["auroc"] = auroc((wide(logits)[:, 1] - wide(logits)[:, 0]).cpu(), y.cpu() == 1)
         return dict.fromkeys(found, math.nan) if right.isnan().any() else found
@@ -129,6 +134,19 @@ def scores(logits: Tensor, y: Tensor, own: Tensor | None = None) -> tuple[Tensor
     right = torch.where(top.isnan(), torch.nan, (guess == y).to(top.dtype))
     nll, square, top, right = (value.cpu().double() for value in (nll, square, top, right))
     return nll, square - 2 * (-nll).exp() + 1, top.exp(), right
+
+
+def confusion(logits: Tensor, y: Tensor) -> Tensor:
+    """(C, C) int64: how many samples of each class, a row, were taken for each, a column. logits (N, C), y (N,)."""
+    classes = logits.shape[1]
+    pairs = y.cpu() * classes + logits.argmax(-1).cpu()
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
+
+
+def macro_f1(confused: Tensor) -> float:
+    """The mean over the classes that occur, in targets or predictions, of 2 TP / (2 TP + FP + FN). (C, C) counts."""
+    both = confused.sum(0) + confused.sum(1)
+    return (2 * confused.diagonal()[both > 0].double() / both[both > 0]).mean().item()
 
 
 def class_accuracy(right: Tensor, y: Tensor, classes: int) -> Tensor:

@@ -12,6 +12,7 @@ from runner.core.measure import (
     OF_PROBABILITIES,
     binned,
     class_accuracy,
+    confusion,
     equal_width,
     group_accuracy,
     measures,
@@ -33,6 +34,7 @@ class Final:
         a validation split, `temperature` as fitted there (to its labels, noisy ones where it has them), and
         `test_scaled_nll` and so on with it; of scores too, whose softmax means nothing before.
     by_class : (C,) the accuracy on the test samples of each class, nan where there are none.
+    confused : (C, C) how many test samples of each class, a row, were taken for each, a column.
     bins : (3, M) as of `runner.core.measure.binned`, on the test split, None where the loss defines no probabilities;
         `scaled` after temperature scaling.
     """
@@ -41,6 +43,7 @@ class Final:
     by_class: Tensor
     bins: Tensor | None
     scaled: Tensor | None = None
+    confused: Tensor | None = None
 
 
 def final(trainer: Trainer) -> dict[str, Final]:
@@ -89,7 +92,7 @@ def of(predicted: list[tuple[Tensor, Tensor]], class_counts: list[int], loss: Lo
     *_, confidence, right = scores(logits, y, own)
     by_class = class_accuracy(right, y, logits.shape[1])
     bins = binned(confidence, right, equal_width()) if loss.probabilities else None
-    found = Final(group_accuracy(by_class, torch.tensor(class_counts)), by_class, bins)
+    found = Final(group_accuracy(by_class, torch.tensor(class_counts)), by_class, bins, confused=confusion(logits, y))
     if len(predicted) > 1:
         t = temperature(loss.log_probabilities(predicted[1][0]), predicted[1][1])
         scaled = measures(own / t, y, "classes")

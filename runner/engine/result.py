@@ -82,6 +82,7 @@ def result_of(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         if lines[key] is not None:  # the first process alone has the record
             lines[key] = lines[key] | one.measures
     data = trainer.dataset
+    of_classes = {"names": data.names, "samples": list(data.class_counts or ())}
     by_class = {key: one.by_class.tolist() for key, one in found.items()}
     return {
         "id": identity(config),
@@ -97,7 +98,7 @@ def result_of(config: dict, trainer: Trainer, found: dict[str, Final]) -> dict:
         "precision": trainer.precision.name,
         "device": str(trainer.device),
         **lines,
-        "classes": {"names": data.names, "samples": list(data.class_counts), **by_class} if found else None,
+        "classes": {**of_classes, **by_class, "confused": found["last"].confused.tolist()} if found else None,
         "reliability": _bins(found["last"]) if found else None,
         "data": data.record,
         "notices": trainer.notices,

@@ -5,6 +5,7 @@ environment.json, diff.patch         where and with what it ran, one entry per s
 metrics.jsonl                        one line per record: the record of truth, of which loggers are exporters
 curves.png                           drawn at the end, and where the targets are classes:
 reliability.png, classes.png         calibration; accuracy of each class (of the last epoch, on the test split)
+confusion.png                        which class was taken for which
 quantized.pt, quantization.png       of quantized runs: what is deployed; bits and error of each layer
 samples.npz, samples.png             of losses that make inputs: 64 of them, in the data set's units
 partition.npz, .png, participation.json  of federations: who has which sample; the clients of every round

@@ -1,4 +1,5 @@
-"""reliability.png and classes.png: how far the confidence can be trusted, and how well each class is known.
+"""reliability.png, classes.png and confusion.png: how far the confidence can be trusted, how well each class is known,
+and what it is taken for.
 
     python -m runner.record.pictures outputs/NAME[/ID] [--format png|pdf|svg]
 
@@ -19,6 +20,7 @@ from runner.record.curves import COLOURS, FORMATS, FRAME, GRID, INK, write
 from runner.record.files import finished, history, read_config, runs
 
 NAMED = 20  # at most so many classes have their names below them
+WIDEST = 100  # at most so many classes have a picture of which was taken for which
 QUIET = "#777777"
 
 
@@ -31,11 +33,39 @@ def of(result: dict) -> dict[str, Callable[[Path], None]]:
     if "samples" in classes_:
         accuracy = np.array(classes_["last"], dtype=float)  # null: no test sample
         drawn["classes"] = partial(classes, accuracy, np.array(classes_["samples"]), classes_["names"])
+    if classes_.get("confused") and len(classes_["confused"]) <= WIDEST:
+        drawn["confusion"] = partial(confusion, np.array(classes_["confused"]), classes_.get("names"))
     as_trained, scaled = (None if bins.get(key) is None else np.array(bins[key]) for key in ("bins", "scaled"))
     if as_trained is not None or scaled is not None:
         temperature = (result.get("last") or {}).get("temperature")
         drawn["reliability"] = partial(reliability, as_trained, scaled, temperature)
     return {f"{name}.png": draw for name, draw in drawn.items()}
+
+
+def confusion(counts: np.ndarray, names: list[str] | None, path: Path) -> None:
+    """Of each class, a row, the share of its test samples that was taken for each, a column; in a square the count,
+    where there is room. A PNG of 760 x 760 pixels, or as the path's suffix says.
+
+    counts (C, C) of which a row without samples stays empty; names of the classes, or None for their numbers.
+    """
+    size = len(counts)
+    figure = _figure(7.6, 7.6, "What test samples were taken for, last epoch")
+    panel = Panel(figure, (0.13, 0.09, 0.84, 0.84), (-0.5, size - 0.5), (size - 0.5, -0.5))
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    rows, columns = np.nonzero(counts)
+    tints = 0.06 + 0.94 * share[rows, columns, None]
+    shades = 1 - tints * (1 - np.array([int(COLOURS["train"][i : i + 2], 16) / 255 for i in (1, 3, 5)]))
+    panel.bars(columns - 0.5, columns + 0.5, rows - 0.5, rows + 0.5, color=shades)
+    panel.line([-0.5, -0.5, size - 0.5, size - 0.5, -0.5], [-0.5, size - 0.5, size - 0.5, -0.5, -0.5], color=FRAME)
+    for k in range(size) if size <= NAMED else ():
+        label = str(names[k] if names else k)[:11]
+        panel.text(-0.5, k, label, left=5, ha="right", va="center", fontsize=9)
+        turned = {"rotation": 30, "ha": "right"} if names and max(map(len, map(str, names))) > 4 else {"ha": "center"}
+        panel.text(k, size - 0.5, label, below=5, va="top", fontsize=9, **turned)
+    for row, column in zip(rows, columns, strict=True) if size <= NAMED else ():
+        ink = "white" if share[row, column] > 0.5 else INK
+        panel.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=8, color=ink)
+    write(figure, path)
 
 
 def redraw(folder: Path, format: str = "png") -> list[Path]:

@@ -165,8 +165,8 @@ def metrics() -> list[str]:
     from runner.core.measure import measures
     from runner.engine.final import NAMES
 
-    one, two = torch.zeros(1, dtype=torch.long), torch.zeros(1, 2)
-    tasks = ((two, one, "classes"), (two, two, "multilabel"), (two, two, "regression"))
+    one, two, six = torch.zeros(1, dtype=torch.long), torch.zeros(1, 2), torch.zeros(1, 6)
+    tasks = ((six, one, "classes"), (two, one, "classes"), (two, two, "multilabel"), (two, two, "regression"))
     keys = dict.fromkeys(key for task in tasks for key in measures(*task))
     own = [f"{split}_{key}" for split in ("val", "test") for key in keys]
     return ["train_loss", "train_accuracy", *own, *NAMES, *(f"deployed_{key}" for key in own), "bits_per_weight"]

@@ -13,6 +13,7 @@ from runner.core.measure import (
     binned,
     calibration_error,
     class_accuracy,
+    confusion,
     equal_mass,
     group_accuracy,
     measures,
@@ -44,10 +45,17 @@ def numpy_measures(logits, y):
         return total
 
     recalls = [np.mean([a for _, a, target in samples if target == k]) for k in set(y.tolist())]
+    guess, f1 = logits.argmax(1), []
+    for k in set(y.tolist()) | set(guess.tolist()):
+        true = sum((guess == k) & (y == k))
+        f1.append(2 * true / (2 * true + sum((guess == k) & (y != k)) + sum((guess != k) & (y == k))))
+    among = [target in np.argsort(-z, kind="stable")[:5] for z, target in zip(logits, y, strict=True)]
     quantiles = np.quantile([c for c, *_ in samples], np.arange(1, 15) / 15, method="inverted_cdf")
     return {
         "accuracy": np.mean([a for _, a, _ in samples]),
         "balanced_accuracy": np.mean(recalls),
+        "macro_f1": np.mean(f1),
+        **({"top5_accuracy": np.mean(among)} if logits.shape[1] > 5 else {}),
         "nll": nll / len(y),
         "brier": brier / len(y),
         "ece": ece(np.arange(1, 15) / 15),
@@ -71,6 +79,11 @@ def test_classes_equal_scikit_learn():
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
         balanced = metrics.balanced_accuracy_score(y, logits.argmax(-1))
     assert found["balanced_accuracy"] == pytest.approx(balanced)
+    assert found["macro_f1"] == pytest.approx(metrics.f1_score(y, logits.argmax(-1), average="macro"))
+    assert confusion(logits, y).tolist() == metrics.confusion_matrix(y, logits.argmax(-1), labels=range(4)).tolist()
+    many, of = draw(200, 9, seed=8).double(), torch.randint(9, (200,), generator=torch.Generator().manual_seed(9))
+    top = metrics.top_k_accuracy_score(of, many, k=5, labels=range(9))
+    assert measures(many, of, "classes")["top5_accuracy"] == pytest.approx(top)
     assert found["nll"] == pytest.approx(metrics.log_loss(y, p, labels=range(4)))
     assert found["brier"] == pytest.approx(metrics.mean_squared_error(F.one_hot(y, 4), p) * 4)
 
@@ -100,7 +113,8 @@ def test_classes_by_hand():
     assert found["brier"] == pytest.approx((2 * 2 * (1 / 4) ** 2 + 2 * (3 / 4) ** 2) / 3)
     # z_1 - z_0 is -log 3, -log 3, log 3 for a negative and two positives: of two pairs one is a tie
     assert found["auroc"] == pytest.approx((1 / 2 + 1) / 2)
-    assert list(found) == ["accuracy", "balanced_accuracy", "nll", "brier", "ece", "adaptive_ece", "auroc"]
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 2 / 3) / 2)  # one of each right, one 1 taken for a 0
+    assert list(found) == ["accuracy", "balanced_accuracy", "macro_f1", "nll", "brier", "ece", "adaptive_ece", "auroc"]
 
 
 def test_bins_are_closed_on_the_right():
@@ -200,7 +214,7 @@ def test_what_the_samples_do_not_define_is_nan():
 
 def test_classes_at_extreme_logits():
     found = measures(torch.tensor([[1e4, -1e4], [1e4, -1e4]]), torch.tensor([0, 1]), "classes")
-    same = {"accuracy": 0.5, "balanced_accuracy": 0.5, "ece": 0.5, "adaptive_ece": 0.5, "auroc": 0.5}
+    same = {"accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": 1 / 3, "ece": 0.5, "adaptive_ece": 0.5, "auroc": 0.5}
     assert found == pytest.approx({**same, "nll": 1e4, "brier": 1.0})
 
 

@@ -111,8 +111,10 @@ def test_the_result(tmp_path):
         assert set(NAMES) & set(line) == {name for name in NAMES if "many" not in name}  # 200 samples, 10 classes
     assert not set(NAMES) & set(stored["best_test"])
     assert [len(stored["classes"][key]) for key in ("names", "last", "best_val")] == [10, 10, 10]
+    confused = np.array(stored["classes"]["confused"])
+    assert np.allclose(confused.diagonal() / confused.sum(1), stored["classes"]["last"])
     assert np.mean(stored["classes"]["last"]) == pytest.approx(stored["last"]["test_balanced_accuracy"])
-    for name, size in (("reliability.png", (640, 640)), ("classes.png", (900, 480))):
+    for name, size in (("reliability.png", (640, 640)), ("classes.png", (900, 480)), ("confusion.png", (760, 760))):
         png = (path.parent / name).read_bytes()
         assert struct.unpack(">II", png[16:24]) == size
 

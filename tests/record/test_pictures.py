@@ -18,9 +18,9 @@ WORDS = {
     "several labels": ["dataset=multi_digits", "loss=asl_multilabel"],
 }
 NAMES = {
-    "classes": {"curves", "classes", "reliability"},
-    "quantized": {"curves", "classes", "reliability", "quantization"},
-    "federated": {"curves", "classes", "reliability", "partition"},
+    "classes": {"curves", "classes", "confusion", "reliability"},
+    "quantized": {"curves", "classes", "confusion", "reliability", "quantization"},
+    "federated": {"curves", "classes", "confusion", "reliability", "partition"},
     "regression": {"curves"},
     "several labels": {"curves"},
 }
@@ -43,7 +43,7 @@ def test_every_picture_of_a_run_is_drawn_again_from_its_folder(kind, tmp_path, c
     assert "curves.svg" in capsys.readouterr().out
     if "reliability" in NAMES[kind]:  # of a loss without probabilities
         result = json.loads((folder / "result.json").read_text()) | {"reliability": {"bins": None, "scaled": None}}
-        assert set(pictures.of(result)) == {"classes.png"}
+        assert set(pictures.of(result)) == {"classes.png", "confusion.png"}
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path, capsys):

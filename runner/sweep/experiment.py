@@ -63,6 +63,7 @@ from runner.core.mistake import ConfigError
 from runner.record.curves import FORMATS
 from runner.record.identity import identity
 from runner.sweep import plan as planning
+from runner.sweep import webpage
 from runner.sweep.cells import Cell, Composer, counted, distinct, done, key_of
 from runner.sweep.comparison import Comparison, apart
 from runner.sweep.ends import anew, stale, warn
@@ -160,6 +161,7 @@ def carry_out(plan: "Plan", run: Callable | None) -> int:
         plan.tuning.save(plan.place / f"{plan.stem}-tuning.csv")
     draw(made, plan.place / f"{plan.stem}.{plan.format}", "\n".join([plan.title, *plan.departs]))
     print(f"\nsaved as {plan.place / plan.stem}.md, .tex, .csv, .{plan.format}", flush=True)
+    print(webpage.offered(plan.place, made, [cell.folder for cell in plan.every]), flush=True)
     why = getattr(states, "why", {})
     for cell in plan.asked:
         if states.get(cell.folder) == "failed":

@@ -18,6 +18,7 @@ def call(tmp_path, capsys, monkeypatch, request):
     """`call(words, stand)` -> (status, stdout, stderr); the runs are under tmp_path."""
 
     if "figure" not in request.node.name:  # half a second each
+        monkeypatch.setattr(experiment.webpage, "available", lambda: False)
         monkeypatch.setattr(experiment, "draw", lambda made, path, heading: path.write_text(heading))
 
     def called(*words, run=None, mine=MINE, name="example/digits"):

@@ -30,6 +30,9 @@ class Train:
     workers : loader processes for streamed data sets. eval_batch_size : samples per evaluation batch and device.
     eval_every : epochs between evaluations; the last epoch is always evaluated.
     test : whether the test split is measured; a trial of a search needs no such measures, and is to know none.
+    patience : evaluations in a row without a better one on validation, after which the run ends; null: none do.
+    best_by : the measure of a split that chooses its best epoch, such as nll; null: the first, accuracy of classes.
+    keep : after which steps weights are kept as step_<n>.pt: none, ends, log (1, 2, 4, ... too), so many, or a list.
     save_minutes : minutes between saves within an epoch; the end of every epoch saves too.
     """
 
@@ -47,6 +50,9 @@ class Train:
     eval_batch_size: Count = 1000
     eval_every: Count = 1
     test: bool = True
+    patience: Count | None = None
+    best_by: str | None = None
+    keep: Literal["none", "ends", "log"] | Count | list[Natural] = "none"
     save_minutes: Positive = 10.0
 
 

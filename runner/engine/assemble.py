@@ -22,7 +22,7 @@ from runner.core.precision import Precision
 from runner.core.reach import unreached
 from runner.core.work import multiplications
 from runner.dataset.loader import Loader
-from runner.engine import contract, estimated, grouped, parts, places, players, rows, trial
+from runner.engine import contract, ending, estimated, grouped, parts, places, players, rows, trial
 from runner.engine.start import Start
 from runner.engine.trainer import Trainer
 from runner.hook import Hook, Hooks
@@ -228,6 +228,7 @@ def assemble(config: dict, train: Train, device: torch.device, record) -> tuple:
             f"loss={config['choices']['loss']} defines no probabilities here: NLL, Brier score and calibration errors "
             f"are null{', but for those after temperature scaling' if dataset.val is not None else ''}"
         )
+    ending.check(trainer)
     if rounds:
         trainer.steps = 0
     else:

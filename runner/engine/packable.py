@@ -19,6 +19,10 @@ def refuse(trainer: Trainer) -> None:
         raise Unpackable("train.precision=fp16: every run has a loss scale and skipped steps of its own")
     if trainer.train.compile:
         raise Unpackable("train.compile=true")
+    if trainer.train.patience is not None:
+        raise Unpackable("train.patience: every run ends for itself")
+    if trainer.kept:
+        raise Unpackable("train.keep: weights are written on the way")
     if not isinstance(trainer.dataset.train.base, Tensor):
         raise Unpackable("a data set that is streamed")
     if not getattr(trainer.optimizer, "flat", False):

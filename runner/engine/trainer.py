@@ -18,7 +18,7 @@ from runner.core.statistics import average, frozen
 from runner.core.weights import Weights
 from runner.dataset import Dataset, Split
 from runner.dataset.loader import Loader
-from runner.engine import diagnose, evaluation, state
+from runner.engine import diagnose, ending, evaluation, state
 from runner.engine.closure import Asked, Closure, wholly
 from runner.hook import Hooks
 from runner.loss import Loss
@@ -91,6 +91,7 @@ class Trainer:
         self.buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # e.g. running statistics
         self.norms = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
         self.guesses = dataset.task == "classes" and loss.predicts and not dataset.places  # right ones are counted
+        self.kept = ending.kept(train.keep, self.steps)  # steps after which the weights are kept
         self.count = 0  # updates so far; a step skipped for overflow counts, as its data are used up
         self.loss_sum = torch.zeros((), device=device)  # over this epoch's samples, as the next two
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -228,12 +229,18 @@ class Trainer:
             self.end_epoch(0.0)
             self.save()
             self.show()
+        if self.count == 0 in self.kept:
+            ending.keep(self)
+        if ending.stalled(self):  # it had ended, and was not finished
+            ending.end(self)
         while self.count < self.steps:
             epoch, position = divmod(self.count, self.steps_per_epoch)
             samples, begun = self.samples, time.perf_counter()
             for _ in (updates or self.updates)(epoch, position):
                 if self.progress is not None:
                     self.progress.update()
+                if self.count in self.kept:
+                    ending.keep(self)
                 if self.count == self.steps or self.count % self.steps_per_epoch == 0:
                     break
                 if self.agreed(bool(self.stop)):
@@ -272,14 +279,18 @@ class Trainer:
         line["train_loss"] = loss / samples if samples else float("nan")
         if self.guesses:
             line["train_accuracy"] = correct / samples if samples else float("nan")
+        measured = {}
         if epoch % self.train.eval_every == 0 or self.count == self.steps:
             for name, split in (("val", self.dataset.val), ("test", self.dataset.test)):
                 if split is not None:
-                    found = self.evaluate(split)
-                    if self.count == self.steps:
-                        diagnose.check_measures(self, name, found)
+                    measured[name] = found = self.evaluate(split)
                     line |= {f"{name}_{key}": value for key, value in found.items()}
                     self.keep_best(name, found, line)
+        if self.count < self.steps and ending.stalled(self):
+            ending.end(self)
+        if self.count == self.steps:
+            for name, found in measured.items():
+                diagnose.check_measures(self, name, found)
         self.tick()
         line |= {"seconds": round(self.seconds, 3), "images_per_second": round(rate, 1)}
         if self.precision.scale is not None:
@@ -328,11 +339,11 @@ class Trainer:
         return distributed.sum_(batch.more["valid"].flatten(batch.lead).sum(-1).double()).clamp(min=1)  # some has none
 
     def keep_best(self, name: str, found: dict, line: dict) -> None:
-        """Remember the best epoch so far by this split's first measure, and its weights, which `save` stores."""
-        key, best = next(iter(found)), self.best.get(name)
-        better = 1 if rises(key) else -1
-        if math.isfinite(found[key]) and (best is None or better * found[key] > better * best["by"]):
-            self.best[name] = {"by": found[key], "step": self.count, "epoch": line["epoch"]}
+        """Remember this split's best epoch so far, by its first measure or `train.best_by`, and the weights then."""
+        key, best = self.train.best_by or next(iter(found)), self.best.get(name)
+        value, better = found[key], 1 if rises(key) else -1
+        if value is not None and math.isfinite(value) and (best is None or better * value > better * best["by"]):
+            self.best[name] = {"by": value, "step": self.count, "epoch": line["epoch"]}
             if distributed.rank == 0:
                 self.unsaved[name] = {**self.shown(), "step": self.count}
 

@@ -18,7 +18,7 @@ LATER = {
 }
 
 # Keys that came later, of `train` and of every augmentation, with the value that says what was so before
-LATER_KEYS = {"train": {"test": True}, "augment": {"views": None}}
+LATER_KEYS = {"train": {"test": True, "patience": None, "best_by": None, "keep": "none"}, "augment": {"views": None}}
 
 
 def earlier(config: dict) -> dict:

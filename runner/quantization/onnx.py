@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runner.command.config import Train
 from runner.core import checkpoint
 from runner.core.measure import measures
 from runner.core.output import unbreakable
+from runner.engine.reopened import opened
 from runner.engine.trainer import Trainer
 from runner.loss import Loss
 from runner.quantization import deploy
 from runner.quantization.fake import Float, QuantizedConv2d, QuantizedLinear, QuantizedSame, Same
 from runner.quantization.quantizer import Codes, Quantizer
-from runner.record.files import finished, read_config, write_atomic, write_json
+from runner.record.files import finished, write_atomic, write_json
 from runner.transform.maps import baked
 
 FILE = "quantized.onnx"
@@ -166,13 +166,7 @@ class Session:
 
 def rebuilt(folder: Path, state: dict) -> tuple[Trainer, nn.Module]:
     """A run on the CPU with its weights, and what it deployed, read from the content of `quantized.pt`."""
-    from runner.engine.assemble import Elsewhere, assemble, prepare
-
-    config = read_config(folder) | {"checkpoint": None}
-    train, device = Train(**config["train"] | {"precision": "fp32", "compile": False}), torch.device("cpu")
-    prepare(config["seed"], train, device)
-    trainer, _, transform, calibration = assemble(config, train, device, Elsewhere(folder))
-    trainer.load_state_dict(checkpoint.load(folder / "last.pt"))
+    trainer, (_, transform, calibration) = opened(folder)
     with trainer.hooks.weights(trainer):
         frame = transform.frame(trainer.model, calibration)
         return trainer, deploy.decode(state, baked(frame if deploy.layers(frame) else trainer.model))

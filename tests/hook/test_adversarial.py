@@ -156,6 +156,8 @@ RANGES = {
     "hf dataset.id=owner/name": (0, 255),
     **dict.fromkeys(["mnist", "fashion_mnist", "svhn", "cifar10", "cifar100", "imagenet"], (0, 255)),
     "digit_masks": (0, 16),
+    **dict.fromkeys(["image_folder", "torchvision_files"], (0, 255)),
+    **dict.fromkeys(["table_file", "arrays"], None),
     **dict.fromkeys(["breast_cancer", "wine", "diabetes", "gaussians25", "tinyshakespeare"], None),
 }
 MOVES = {"fgsm": "epsilon", "pgd": "epsilon", "smooth_adversarial": "epsilon"}  # every hook that moves inputs

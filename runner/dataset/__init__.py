@@ -98,7 +98,9 @@ class Dataset:
 
     Parameters
     ----------
-    val : part of the training set that is held out for validation, drawn with the run's seed. 0: none. Default 0.1.
+    val : part of the training set that is held out for validation. 0: none. Default 0.1.
+    split_seed : which samples those are is drawn with it, so that all seeds share them. Default None: the run's seed.
+    stratify : whether that part is taken of every class alike, to rounding. Default False.
     subset : training samples to keep, before validation is held out. Default None: all.
     noise : which labels a damaged sample gets.
         none : no damage.
@@ -162,6 +164,8 @@ class Dataset:
         self,
         *,
         val: Fraction = 0.1,
+        split_seed: Natural | None = None,
+        stratify: bool = False,
         subset: Count | None = None,
         noise: Literal["none", "symmetric", "symmetric_other", "pair", "asymmetric"] = "none",
         noise_rate: Fraction = 0.0,
@@ -177,7 +181,7 @@ class Dataset:
             )
         if noise == "asymmetric" and not asymmetric:
             raise ValueError("no published class map for dataset.noise=asymmetric here: use dataset.noise=pair")
-        for setting, used in (("noise", noise != "none"), ("imbalance", imbalance > 1)):
+        for setting, used in (("noise", noise != "none"), ("imbalance", imbalance > 1), ("stratify", stratify)):
             if used and self.task != "classes":
                 raise ValueError(f"dataset.{setting} is defined for classes only, and this data set is {self.task}")
         if bag_size > 1 and self.task == "tasks":
@@ -187,6 +191,7 @@ class Dataset:
         self.notices: list[str] = []
         if noise != "none" and noise_rate == 0:
             self.notices.append(f"dataset.noise={noise} changes no label, as dataset.noise_rate is 0")
+        self.split_seed, self.stratify = seed if split_seed is None else split_seed, stratify
         self.seed = seed
         self.damage_seed = seed if damage_seed is None else damage_seed
 
@@ -214,6 +219,7 @@ class Dataset:
         train, self.test = check.loaded(self)
         self.ignores = any(bool((split.y == IGNORE).any()) for split in (train, self.test)) if self.places else False
         damaged = {"noise": self.noise != "none", "imbalance": self.imbalance > 1, "bag_size": self.bag_size > 1}
+        damaged |= {"stratify": self.stratify}
         for setting in (setting for setting, used in damaged.items() if used and self.places):
             raise ValueError(f"dataset.{setting} goes by one class id a sample, and this data set has several")
         if self.fingerprint is None:
@@ -236,7 +242,7 @@ class Dataset:
             draw = keyed.generator(self.damage_seed, "label noise")
             noisy = damage.KINDS[self.noise](clean, self.classes, self.noise_rate, draw, self.asymmetric)
             train = train.labelled(noisy)
-        kept, held = self._hold_out(len(train))
+        kept, held = self._hold_out(len(train), train.y)
         if self.noise != "none":
             changed = clean != train.y
             facts["noise"] = {
@@ -255,13 +261,22 @@ class Dataset:
         self.record = facts
         self.notices += check.absent(self)
 
-    def _hold_out(self, samples: int) -> tuple[Tensor, Tensor]:
+    def _hold_out(self, samples: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows for training and for validation. Of the same seed a smaller validation split is within a larger one."""
         count = round(self.val_fraction * samples)
         if count == samples or (count == 0 and self.val_fraction > 0):
             part = "training" if count else "validation"
             raise ValueError(f"dataset.val={self.val_fraction:g} of {samples} samples leaves no {part} sample")
-        order = keyed.generator(self.seed, "validation").permutation(samples)
-        return torch.from_numpy(np.sort(order[count:])), torch.from_numpy(np.sort(order[:count]))
+        order = keyed.generator(self.split_seed, "validation").permutation(samples)
+        held = np.zeros(samples, dtype=bool)
+        if self.stratify:
+            labels = y.numpy()[order]
+            for label in np.unique(labels):
+                own = order[labels == label]
+                held[own[: round(self.val_fraction * len(own))]] = True
+        else:
+            held[order[:count]] = True
+        return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
     def _in_bags(self, split: Split) -> Split:
         bags = len(split) // self.bag_size

@@ -10,7 +10,7 @@ from runner.record.files import read_json
 
 WHICH = ("_target_", "id", "name", "source")  # keys by which a data set says which one it is
 # keys of every data set that decide which samples are held out, and which labels those of training have
-ROWS = {"val": 0.1, "subset": None, "imbalance": 1.0}
+ROWS = {"val": 0.1, "subset": None, "imbalance": 1.0, "stratify": False}
 LABELS = {"noise": "none", "noise_rate": 0.0, "asymmetric": None, "bag_size": 1}
 
 
@@ -41,12 +41,14 @@ def compare(there: dict[str, Any], folder: Path, here: dict[str, Any], fingerpri
         lines = [f"checkpoint: trained on another data set, dataset={option}, which may have samples of this one"]
         return {"val_held_out": None, **facts}, lines
     lines = []
-    own = sorted((a.keys() | b.keys()) - {*WHICH, *ROWS, *LABELS, "damage_seed"})
+    own = sorted((a.keys() | b.keys()) - {*WHICH, *ROWS, *LABELS, "damage_seed", "split_seed"})
     if other := [key for key in own if a.get(key) != b.get(key)]:
         lines.append(f"checkpoint: trained with {_shown(a, b, other)}")
     held_out = _held_out(there, here)
     if held_out is False:
         differing = [key for key, plain in ROWS.items() if a.get(key, plain) != b.get(key, plain)]
+        if a.get("split_seed") != b.get("split_seed"):
+            differing.append("split_seed")
         if _drawn(a) and _seed(there) != _seed(here) and a.get("damage_seed") != b.get("damage_seed"):
             differing.append("damage_seed")
         seed = f"seed={there['seed']} (here {here['seed']})" if there["seed"] != here["seed"] else ""
@@ -80,13 +82,19 @@ def _held_out(there: dict, here: dict) -> bool | None:
     a, b = ({**ROWS, **config["dataset"]} for config in (there, here))
     if b["val"] == 0:
         return None
-    rows = all(a[key] == b[key] for key in ("subset", "imbalance"))
+    rows = all(a[key] == b[key] for key in ("subset", "imbalance", "stratify"))
     rows = rows and (not _drawn(a) or _seed(there) == _seed(here))
-    return rows and there["seed"] == here["seed"] and a["val"] >= b["val"]
+    return rows and _split(there) == _split(here) and a["val"] >= b["val"]
 
 
 def _drawn(dataset: dict) -> bool:
     return dataset.get("subset") is not None or dataset.get("imbalance", 1.0) > 1
+
+
+def _split(config: dict) -> int:
+    """The seed of the validation split."""
+    own = config["dataset"].get("split_seed")
+    return config["seed"] if own is None else own
 
 
 def _seed(config: dict) -> int:

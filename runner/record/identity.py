@@ -17,8 +17,12 @@ LATER = {
     "gradient": ("backprop", {"_target_": "runner.gradient.Gradient"}),
 }
 
-# Keys that came later, of `train` and of every augmentation, with the value that says what was so before
-LATER_KEYS = {"train": {"test": True, "patience": None, "best_by": None, "keep": "none"}, "augment": {"views": None}}
+# Keys that came later, by node, with the value that says what was so before; of `augment`, of every option
+LATER_KEYS = {
+    "train": {"test": True, "patience": None, "best_by": None, "keep": "none"},
+    "dataset": {"split_seed": None, "stratify": False},
+    "augment": {"views": None},
+}
 
 
 def earlier(config: dict) -> dict:
@@ -27,7 +31,7 @@ def earlier(config: dict) -> dict:
     def without(node: dict, plain: dict) -> dict:
         return {key: value for key, value in node.items() if key not in plain or value != plain[key]}
 
-    found = config | {"train": without(config.get("train", {}), LATER_KEYS["train"])}
+    found = config | {key: without(config.get(key, {}), LATER_KEYS[key]) for key in ("train", "dataset")}
     if "augment" in config:
         found["augment"] = {name: without(node, LATER_KEYS["augment"]) for name, node in config["augment"].items()}
     return found

@@ -131,7 +131,8 @@ def tuned(plan: "Plan", run: Callable) -> int:
     """Tune the rows, and give each what was found for it. Returns the exit status; 0: the table can be made."""
     place = plan.place.with_name(plan.tuning_name) / ".sweeps" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
     if status := search(plan.tuning, run, place):
-        print(f"then, with what is found, the table's {counted(len(plan.asked))}")
+        if planning.wanted:
+            print(f"then, with what is found, the table's {counted(len(plan.asked))}")
         return status
     plan.settle({row: as_words(plan.tuning.best(row).settings) for row in plan.tuning.trials})
     for row in plan.tuning.trials:

@@ -65,7 +65,7 @@ class Asker:
         seed = int(hashlib.sha256(f"{tune.seeds} {row}".encode()).hexdigest()[:8], 16)
         kinds = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
         own = {"constant_liar": True} if tune.sampler == "tpe" else {}
-        self.optuna, self.count, self.asked = optuna, 0, []
+        self.optuna, self.asked = optuna, []
         sampler = kinds[tune.sampler](seed=seed, **own)
         self.study = optuna.create_study(sampler=sampler, direction="maximize" if rising else "minimize")
         self.kinds = {key: self.kind(spec) for key, spec in space.items()}
@@ -81,14 +81,14 @@ class Asker:
     def ask(self, space: dict[str, list | Range]) -> dict[str, Any]:
         trial = self.study.ask(self.kinds)
         self.asked.append(trial)
-        return {
-            key: spec[trial.params[key]]
-            if isinstance(spec, list)
-            else rounded(trial.params[key], 4)
-            if spec.kind != "whole"
-            else trial.params[key]
-            for key, spec in space.items()
-        }
+        return {key: self.value(spec, trial.params[key]) for key, spec in space.items()}
+
+    @staticmethod
+    def value(spec: list | Range, found: Any) -> Any:
+        """A list's place is its value; a fraction has four digits, so that it can be typed."""
+        if isinstance(spec, list):
+            return spec[found]
+        return found if spec.kind == "whole" else rounded(found, 4)
 
     def tell(self, values: list[float | None]) -> None:
         for trial, value in zip(self.asked, values, strict=True):

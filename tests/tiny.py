@@ -24,6 +24,7 @@ from runner.engine.assemble import Elsewhere, assemble, prepare
 from scripts import packing
 
 ROOT = Path(__file__).parent.parent
+SLIM = ["model=resnet20", "model._target_=tests.model.made.Slim"]  # what a residual network has, and quick in fp16
 SMALL = ["dataset.subset=200", "train.batch_size=32", "train.epochs=2", "model.hidden=[16]"]
 
 

@@ -14,7 +14,7 @@ from runner.core.batch import Batch
 from runner.core.precision import LossScale, Overflow
 from runner.core.weights import Weights
 from runner.engine.trainer import Closure
-from tests.tiny import SMALL, trainer
+from tests.tiny import SLIM, SMALL, trainer
 
 NAMES = list(options("sharpness", [conf_dir()]))
 # the parameter whose zero is the plain gradient
@@ -222,7 +222,7 @@ def test_an_fp16_overflow_in_any_pass_changes_nothing(name, fail_at, m, monkeypa
     options = [f"sharpness.m={m}"] if "m" in parameters(type(trainer(*SMALL, f"sharpness={name}").sharpness))[0] else []
     run = trainer(
         *SMALL[:-1],
-        "model=resnet20",
+        *SLIM,
         f"sharpness={name}",
         *NEEDS.get(name, []),
         *options,

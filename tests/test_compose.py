@@ -116,6 +116,7 @@ def refused(row: dict[str, str]) -> bool:
         apart += [of("quantization") in ("adapt", "biper", "self_compression", "littlebit")]
     apart += [of("transform", "none") != "none" and (of("loss") in BLIND or of("model") in OWN)]
     apart += [of("transform") == "magnitude" and of("federated") != "none"]
+    apart += [of("transform") == "freeze" and (of("optim") == "muon" or of("quantization") == "adapt")]
     apart += [of("transform") == "groupnorm" and of("model", "resnet20") != "resnet20"]
     apart += [of("optim") == "muon" and of("federated") == "scaffold"]
     if of("loss") in BLIND or of("model") in OWN:

@@ -166,6 +166,11 @@ class AdaPT(Transform, Hook):
         self.formats = {
             name: module for name, module in run.model.named_modules() if isinstance(module, FixedPoint)
         }  # of the model that is trained, whose buffers they are
+        frozen = [name for name, layer in run.model.named_modules() if _frozen(layer)]
+        if frozen:
+            raise ValueError(
+                f"quantization=adapt chooses formats by gradients, and {frozen[0]} has none, its weights being frozen"
+            )
 
     def gradient(self, run) -> None:
         grads, layers = dict(run.weights.views(run.weights.grad)), self._quantized(run)
@@ -255,3 +260,7 @@ def raised(word: int, fraction: int, diversity: float, buffer: int, by: str) -> 
     word = min(max(word, fraction) + 1, LONGEST)
     fraction = min(fraction, LONGEST - buffer)
     return max(min(fraction + buffer, LONGEST), word), fraction
+
+
+def _frozen(layer: nn.Module) -> bool:
+    return isinstance(getattr(layer, "quantize_w", None), FixedPoint) and not layer.weight.requires_grad

@@ -230,3 +230,53 @@ def test_packs_have_masks_of_their_own():
         return [trainer(*cell, double=True) for cell in wanted]
 
     assert_pack_equals_alone(make, cells, steps=6, atol=1e-9)
+
+
+# ---- frozen weights
+
+
+def test_what_is_frozen_stays_and_the_rest_trains_as_if_it_were_all_there_is():
+    """A linear probe is softmax regression on the features: with SGD the head's steps by hand."""
+    words = ["dataset.subset=60", "dataset.val=0", "train.batch_size=20", "model.hidden=[16]", "schedule=constant"]
+    words += ["transform=freeze", "optim.lr=0.5", "optim.momentum=0", "optim.weight_decay=0.1"]
+    run = trainer(*words, double=True)
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    assert run.weights.count == 16 * 10 + 10 and run.notices == [
+        "transform=freeze: 1,040 of 1,210 weights stay as they are"
+    ]
+    w, b = (before[f"head.{key}"].clone() for key in ("weight", "bias"))
+    for batch in run.loader.epoch(0):
+        h = (batch.x.flatten(1) @ before["body.1.weight"].T + before["body.1.bias"]).relu()
+        off = (h @ w.T + b).softmax(-1) - torch.nn.functional.one_hot(batch.y, 10)
+        w, b = w - 0.5 * (off.T @ h / 20 + 0.1 * w), b - 0.5 * (off.mean(0) + 0.1 * b)
+        run.step(batch)
+    after = run.model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("body"))
+    torch.testing.assert_close(after["head.weight"], w)
+    torch.testing.assert_close(after["head.bias"], b)
+
+
+def test_frozen_layers_by_pattern_and_their_statistics():
+    run = trainer(*RESNET, "transform=freeze", "transform.freeze.patterns=[body.?.*,*.bias]")
+    frozen = {name for name, parameter in run.model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {n for n, _ in run.model.named_parameters() if n.startswith("body.") or n.endswith("bias")}
+    assert any("statistics of normalisation layers still follow the batches" in line for line in run.notices)
+
+
+@pytest.mark.parametrize(
+    "patterns, line",
+    [("[bodi.*]", "no parameter's name matches bodi.*; one is called body."), ("['*']", "nothing is left to train")],
+)
+def test_nothing_to_freeze_or_to_train_is_one_line(patterns, line):
+    with pytest.raises(ConfigError, match=line.replace("*", r"\*")):
+        trainer("model.hidden=[16]", "transform=freeze", f"transform.freeze.patterns={patterns}")
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [(["quantization=adapt"], "quantization=adapt chooses formats by gradients, and body.1 has none"),
+     (["optim=muon"], "muon is for hidden matrices, and this model has none")],
+)  # fmt: skip
+def test_what_goes_by_frozen_weights_refuses_them(words, line):
+    with pytest.raises(ConfigError, match=line):
+        trainer("model.hidden=[16]", "transform=freeze", *words)

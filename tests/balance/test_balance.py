@@ -321,7 +321,10 @@ def test_what_gives_something_else_is_refused_in_a_line(monkeypatch):
         ([*words("tasks"), "risk=cvar"], "risk=cvar keeps one state for all: choose another, or balance.of=terms"),
         ([*words("domains"), "risk=top_k"], "risk=top_k cannot leave out the others: those that can are risk=mean"),
         ([*OF["tasks"], "loss=poly"], "loss=poly is defined for classes, dataset=multi_mnist has tasks"),
-        ([*OF["tasks"], "model=wrn_16_8"], "model=wrn_16_8 one head; those with one for each are model=lenet, mlp"),
+        (
+            [*OF["tasks"], "model=wrn_16_8"],
+            "model=wrn_16_8 one head; those with one for each are model=lenet, lenet_300_100, mlp",
+        ),
         ([*OF["tasks"], "hook=saf"], "hook=saf remembers one row of logits a sample"),
         ([*OF["tasks"], "hook=mesa"], "hook=mesa remembers one row of logits a sample"),
         ([*OF["tasks"], "dataset.bag_size=2"], "bag_size is not defined for several tasks"),

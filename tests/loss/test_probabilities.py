@@ -166,5 +166,5 @@ def test_without_probabilities_what_needs_them_is_none():
     plain, scores = (measures(z, y, "classes", loss) for loss in (None, Square()))
     assert list(plain) == list(scores)
     assert {key: value for key, value in scores.items() if value is not None} == {
-        key: plain[key] for key in ("accuracy", "balanced_accuracy", "auroc")
+        key: plain[key] for key in ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
     }

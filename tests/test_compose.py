@@ -28,6 +28,7 @@ OTHER |= dict.fromkeys(["conr", "cs_ib", "squared", "absolute", "huber", "quanti
 # The passes that options take for one step, of which two tell as much as ten
 ASCENTS = {"pgd": "hook.pgd.steps", "smooth_adversarial": "hook.smooth_adversarial.steps"}
 ASCENTS |= {"robust_weight_perturbation": "sharpness.steps"}
+ASCENTS |= {"wafl": "federated.climb_steps"}  # ten lead out of what fp16 can say
 
 
 def words(group: str, option: str) -> list[str]:
@@ -43,7 +44,7 @@ def words(group: str, option: str) -> list[str]:
     if group == "loss" and option in OTHER:
         more = [f"dataset={OTHER[option]}"]
     if option in ASCENTS:
-        more = [f"{ASCENTS[option]}=2"]
+        more = [*more, f"{ASCENTS[option]}=2"]
     return [f"{group}={option}", *more]
 
 

@@ -7,6 +7,7 @@ import yaml
 
 from runner.__main__ import main
 from runner.command.compose import compose
+from runner.engine.trainer import Trainer
 from runner.record.identity import folder
 from runner.sweep import cells, estimate, plan
 from runner.sweep.estimate import span, volume
@@ -121,10 +122,16 @@ def test_times_and_sizes_as_people_say_them():
 
 
 def test_an_estimate_is_of_whole_batches_whatever_part_was_measured(monkeypatch):
-    """A model so large that eight samples of its batch are looked at takes as long a step as one measured whole."""
+    """With a clock by which a sample takes a second, of a step as of an evaluation: 42 steps of 64 samples, and four
+    evaluations of 144 and 359, two of them at the end."""
+    seen = []
+    monkeypatch.setattr(Trainer, "step", lambda run, batch: seen.append(len(batch)))
+    monkeypatch.setattr(Trainer, "evaluate", lambda run, split: seen.append(len(split)))
+    monkeypatch.setattr(estimate, "_time", lambda what, run, fewest=2: [what(), seen[-1]][1])
     cell = cells.Cell(compose("train.batch_size=64", "train.epochs=2"), [])
     whole = estimate._measured(cell)
     monkeypatch.setattr(estimate, "MOST", 1.0)
     part = estimate._measured(cell)
     assert "from 8 of its 64 samples" in part.how and "from" not in whole.how
+    assert whole.seconds == pytest.approx(42 * 64 + 4 * (144 + 359)) == pytest.approx(part.seconds)
     assert part.bytes == whole.bytes > 4 * 2 * 9610

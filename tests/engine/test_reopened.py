@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from runner.command.build import build
 from runner.core.measure import measures
 from runner.core.mistake import ConfigError
 from runner.engine import reopened
@@ -54,18 +56,26 @@ def test_predictions_give_the_measures_again(trained):
         assert again == pytest.approx({key: value for key, value in found.items() if key.startswith(split)}, abs=1e-6)
 
 
-def test_other_data_are_normalised_as_those_of_training_and_kept_apart(trained):
-    """The same digits, declared to have another mean: measured with the run's, nothing changes on test."""
+def test_damaged_data_are_measured_apart_and_test_stays_as_it_was(trained):
     words = ["dataset=digits", "dataset.noise=symmetric_other", "dataset.noise_rate=0.5"]
     path, noisy = reopened.evaluate(trained, words, splits=["train", "test"])
     assert path.name.startswith("evaluation-digits-") and path.name != "evaluation-digits-last.json"
     _, clean = reopened.evaluate(trained, splits=["train", "test"])
     assert all(noisy[key] == value for key, value in clean.items() if key.startswith("test_"))
     assert noisy["train_accuracy"] < 0.8 * clean["train_accuracy"]
-    there = reopened.opened(trained)[0].dataset
-    data, _ = reopened.others(there, compose(*SMALL), ["dataset=digits", "dataset.subset=500"])
+
+
+def test_other_data_are_normalised_as_those_of_training(trained, tmp_path):
+    """The test digits in a set of another mean and deviation: measured as ever, where its own would say otherwise."""
     own = reopened.opened(trained)[0].dataset
-    assert torch.equal(data.mean, own.mean) and torch.equal(data.std, own.std)
+    x, y = own.test.x.numpy(), own.test.y.numpy()
+    np.savez(tmp_path / "mine.npz", x_train=np.full_like(x, 16), y_train=y, x_test=x, y_test=y)
+    words = ["dataset=arrays", f"dataset.path={tmp_path}/mine.npz", "dataset.val=0"]
+    apart = build(compose(*words)["dataset"], "dataset", seed=0)
+    apart.prepare()
+    assert not torch.allclose(apart.mean, own.mean)
+    _, found = reopened.evaluate(trained, words, splits=["test"])
+    close(found, finished(trained)["last"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Tuning as part of an experiment. What trains is a stand-in that knows the best setting, but for two tests."""
 
 import csv
+import json
 import math
 
 import pytest
@@ -41,7 +42,7 @@ class Stand:
                 states[cell.folder] = "failed"
                 continue
             value = 0.9 - 0.05 * abs(math.log10(lr / self.best[loss])) - 0.1 * config["loss"].get("smoothing", 0.0)
-            last = {"val_accuracy": value, "epoch": 1}
+            last = {"val_accuracy": value, "val_nll": 1 - value, "epoch": 1}
             if config["train"]["test"]:
                 last |= {"test_accuracy": value, "test_nll": lr}
             write_json(cell.folder / "result.json", {"last": last, "best_test": last, "best_val": last})
@@ -165,6 +166,60 @@ def test_several_seeds_count_by_their_mean(call, edited, tmp_path):
     assert call(run=stand, mine=edited(tuned(seeds=[100, 101])))[0] == 0
     assert sorted(run[3] for run in stand.ran if run[:3] == ("example_digits_tuning", "ce", 0.01)) == [100, 101]
     assert all(len(line["runs"].split()) == 2 for line in trials(tmp_path))
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_of_a_measure_that_falls_the_smallest_is_best(call, edited, tmp_path, sampler):
+    node = tuned(metric="val_nll", sampler=sampler, **({} if sampler == "grid" else {"trials": 20}))
+    assert call(run=Stand(BEST), mine=edited(node))[0] == 0
+    assert {row: float(line["optim.lr"]) for row, line in winners(tmp_path).items()} == {
+        "CE": 0.01,
+        "Poly-1": 0.1,
+        "focal": 0.001,
+    }
+
+
+def test_the_best_epoch_counts_where_that_is_asked_for(call, edited, tmp_path):
+    """Every run ends as at lr 0.01 is best; on the way the one with 0.03 was better than all."""
+
+    class Passing(Stand):
+        def __call__(self, cells, settings, place):
+            states = super().__call__(cells, settings, place)
+            for cell in cells:
+                peak = 0.99 if cell.config["optim"]["lr"] == 0.03 else 0.0
+                (cell.folder / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "val_accuracy": peak}) + "\n")
+            return states
+
+    same = {"ce": 0.01, "poly": 0.01, "focal": 0.01}
+    for select, lr in (("last", 0.01), ("best", 0.03)):
+        assert call(run=Passing(same), mine=edited(tuned(select=select)))[0] == 0
+        assert {float(line["optim.lr"]) for line in winners(tmp_path).values()} == {lr}
+
+
+def test_where_columns_are_of_different_runs_their_mean_counts(call, edited, tmp_path):
+    """On whole data lr 0.001 is best and on half of them 0.1; the mean of the two is best between."""
+
+    class Two(Stand):
+        def __call__(self, cells, settings, place):
+            states = {}
+            for cell in cells:
+                self.best = dict.fromkeys(BEST, 0.001 if cell.config["dataset"]["subset"] == 100 else 0.1)
+                states |= super().__call__([cell], settings, place)
+            return states
+
+    def change(node):
+        tuned(space={"optim.lr": [0.0001, 0.001, 0.01, 0.1, 1.0]})(node)
+        node["columns"]["half"] = {"metric": "test_accuracy", "overrides": ["dataset.subset=50"]}
+        for arm in node["rows"].values():
+            arm.pop("paper", None)
+
+    status, out, _ = call(run=Two(BEST), mine=edited(change))
+    assert status == 0 and "(mean of 2 runs each)" in out
+    for line in trials(tmp_path):
+        off = [abs(math.log10(float(line["optim.lr"]) / best)) for best in (0.001, 0.1)]
+        assert (
+            float(line["val_accuracy"]) == pytest.approx(0.9 - 0.05 * sum(off) / 2) and len(line["runs"].split()) == 2
+        )
 
 
 def test_a_row_that_says_how_it_was_tuned_is_left_out(call, edited, tmp_path):
